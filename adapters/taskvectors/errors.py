@@ -1,0 +1,92 @@
+"""Every error that this library raises on purpose, under one root.
+
+Each message names what was wrong, the value, and what would be right.
+"""
+
+
+class TaskVectorError(Exception):
+    """Root of all errors of this library."""
+
+
+class InvalidReference(TaskVectorError):
+    """A reference to a task vector does not parse."""
+
+
+class InvalidLoadout(TaskVectorError):
+    """A requested mix is malformed, out of bounds, or uses an unknown method."""
+
+
+class VectorNotFound(TaskVectorError):
+    """A reference or digest names nothing in the store."""
+
+
+class NameTaken(TaskVectorError):
+    """A name cannot be given to a task vector because it is in use in another way."""
+
+
+class BaseMismatch(TaskVectorError):
+    """A task vector belongs to another base than the one at hand."""
+
+
+class InvalidFile(TaskVectorError):
+    """A task vector file breaks the format; the subclasses say how."""
+
+
+class TruncatedFile(InvalidFile):
+    """The file is shorter (or longer) than its own header says."""
+
+
+class HeaderTooLarge(InvalidFile):
+    """The header length exceeds the cap, so nothing of it was read."""
+
+
+class InvalidHeader(InvalidFile):
+    """The header is not the JSON that the format asks for."""
+
+
+class UnsupportedVersion(InvalidFile):
+    """The schema version or kind is not one that this library reads."""
+
+
+class InvalidTensor(InvalidFile):
+    """A tensor has a wrong dtype, shape, size, or place in the file."""
+
+
+class InvalidIndex(InvalidFile):
+    """A sparse index is out of bounds, out of order, or does not match its values."""
+
+
+class NonFiniteValue(InvalidFile):
+    """A value is NaN or infinite."""
+
+
+class ChecksumMismatch(InvalidFile):
+    """The bytes of a tensor or file do not have the sha256 that they should have."""
+
+
+class IncompatibleCheckpoints(TaskVectorError):
+    """Two checkpoints cannot be subtracted: a parameter is missing or of another shape."""
+
+
+class InvalidCheckpoint(TaskVectorError):
+    """A checkpoint folder lacks what is needed or cannot be read."""
+
+
+class UnsupportedAdapter(TaskVectorError):
+    """An adapter folder uses something that has no additive task vector."""
+
+
+class UnsupportedEngine(TaskVectorError):
+    """The engine is configured in a way that task vectors cannot be served in."""
+
+
+class PoolTooSmall(TaskVectorError):
+    """A loadout can never fit the pool's byte budget or its number of columns."""
+
+
+class PoolBusy(TaskVectorError):
+    """The pool stayed full of vectors in use for longer than a request may wait."""
+
+
+class VectorLoadFailed(TaskVectorError):
+    """A task vector was found but could not be made resident."""

@@ -1,0 +1,1 @@
+"""The products that add a task vector to a layer's output. `reference` is the truth."""

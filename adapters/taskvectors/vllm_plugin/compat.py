@@ -1,0 +1,210 @@
+"""Everything that depends on a vLLM version or on names inside vLLM (0.26 to 0.33)."""
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskvectors.errors import UnsupportedEngine
+
+WORKER_APPLY = "taskvectors_apply"
+WORKER_STATUS = "taskvectors_status"
+
+
+def install() -> None:
+    """Patch this process: the worker's LoRA manager, two worker methods, and metric labels.
+
+    vLLM's `LRUCacheWorkerLoRAManager` stays in place for an engine that was not given a
+    `task_vectors` object in its additional config.
+    """
+    import vllm.v1.worker.lora_model_runner_mixin as mixin
+
+    if getattr(mixin, "_taskvectors_installed", False):
+        return
+    stock = mixin.LRUCacheWorkerLoRAManager
+
+    def manager(vllm_config: Any, device: torch.device, *args: Any, **kwargs: Any) -> Any:
+        from taskvectors.vllm_plugin.config import PluginConfig
+        from taskvectors.vllm_plugin.manager import TaskVectorManager
+
+        config = PluginConfig.from_additional_config(vllm_config.additional_config)
+        if config is None:
+            return stock(vllm_config, device, *args, **kwargs)
+        _add_prompt_logprobs_hook()
+        return TaskVectorManager(config, vllm_config, device)
+
+    mixin.LRUCacheWorkerLoRAManager = manager
+    mixin._taskvectors_installed = True
+    _add_worker_methods()
+    _bound_metric_labels()
+
+
+def check_engine(vllm_config: Any) -> None:
+    """Raise UnsupportedEngine for a configuration whose answers would be wrong."""
+    parallel = vllm_config.parallel_config
+    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
+        size = getattr(parallel, name, 1)
+        if size != 1:
+            raise UnsupportedEngine(f"{name} must be 1 with task vectors, not {size}")
+    if vllm_config.speculative_config is not None:
+        raise UnsupportedEngine("speculative decoding does not work with task vectors yet")
+    compilation = vllm_config.compilation_config
+    mode = getattr(compilation.mode, "name", compilation.mode)
+    if str(mode) not in ("NONE", "0", "None"):
+        raise UnsupportedEngine(
+            f"compilation mode {mode} does not see task vectors; start with --enforce-eager"
+        )
+
+
+def hidden_dtype(vllm_config: Any) -> torch.dtype:
+    """The dtype that activations have."""
+    dtype = vllm_config.model_config.dtype
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def is_tied(vllm_config: Any) -> bool:
+    """Whether the head shares the embedding's weight."""
+    text_config = vllm_config.model_config.hf_config.get_text_config()
+    return bool(getattr(text_config, "tie_word_embeddings", False))
+
+
+def check_model(model: nn.Module, dtype: torch.dtype) -> None:
+    """Raise UnsupportedEngine when the head is computed in a way that the hook cannot see."""
+    for module in model.modules():
+        head_dtype = getattr(module, "head_dtype", None)
+        if head_dtype not in (None, dtype):
+            raise UnsupportedEngine(f"head_dtype {head_dtype} differs from the model's {dtype}")
+
+
+def site_kind(module: nn.Module) -> Any:
+    """linear, embedding, head or norm; None for a module that is not hooked."""
+    from vllm.model_executor.layers import layernorm
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.layers.vocab_parallel_embedding import (
+        ParallelLMHead,
+        VocabParallelEmbedding,
+    )
+
+    if isinstance(module, ParallelLMHead):
+        return "head"
+    if isinstance(module, VocabParallelEmbedding):
+        return "embedding"
+    if isinstance(module, LinearBase):
+        return "linear"
+    norms = (layernorm.RMSNorm, getattr(layernorm, "GemmaRMSNorm", layernorm.RMSNorm))
+    has_weight = getattr(module, "has_weight", True)
+    return "norm" if isinstance(module, norms) and has_weight else None
+
+
+def output_sizes(module: Any, kind: str) -> list[int]:
+    """Output rows of each part of `module`, in order."""
+    if kind == "norm":
+        return [module.weight.shape[0]]
+    if kind in ("embedding", "head"):
+        return [module.org_vocab_size]
+    return list(getattr(module, "output_sizes", None) or [module.output_size])
+
+
+def checkpoint_renamer(model: Any) -> Callable[[str], str]:
+    """From a parameter name in the checkpoint to the one in vLLM's model, before fusing."""
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    if mapper is None:
+        return lambda name: name
+    if hasattr(mapper, "get_rename_mapper"):
+        mapper = mapper.get_rename_mapper()
+
+    def rename(name: str) -> str:
+        renamed = mapper.apply_list([name])
+        return renamed[0] if renamed else name
+
+    return rename
+
+
+def override_quant_method(module: Any, **methods: Callable[..., Any]) -> None:
+    """Give `module` its own quant method whose `methods` are replaced.
+
+    Each replacement is called as `method(original, layer, *args)`. The new class derives from
+    the old one, so isinstance checks in vLLM still pass.
+    """
+    method = copy.copy(module.quant_method)
+    base = type(method)
+    overrides = {
+        name: _forward_to(getattr(base, name), replacement)
+        for name, replacement in methods.items()
+    }
+    method.__class__ = type(f"TaskVector{base.__name__}", (base,), overrides)
+    module.quant_method = method
+
+
+def _forward_to(original: Callable[..., Any], replacement: Callable[..., Any]) -> Any:
+    def method(self: Any, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return replacement(functools.partial(original, self), layer, *args, **kwargs)
+
+    return method
+
+
+def override_norm(module: Any, replacement: Callable[..., Any]) -> None:
+    """Replace the forward of a norm; called as `replacement(original, x, residual)`."""
+    original = module._forward_method
+
+    def forward(x: Tensor, residual: Tensor | None = None) -> Any:
+        return replacement(original, x, residual)
+
+    module._forward_method = forward
+
+
+def lora_request(name: str, loadout_id: int, canonical: str) -> Any:
+    """vLLM's request for a loadout. Prefix-cache blocks are keyed by name and path."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(lora_name=name, lora_int_id=loadout_id, lora_path=canonical)
+
+
+def _add_worker_methods() -> None:
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    def apply(self: Any, evict: list[str], load: dict[str, int]) -> None:
+        self.model_runner.lora_manager.apply(evict, load)
+
+    def status(self: Any) -> dict[str, str]:
+        states: dict[str, str] = self.model_runner.lora_manager.status()
+        return states
+
+    setattr(WorkerBase, WORKER_APPLY, apply)
+    setattr(WorkerBase, WORKER_STATUS, status)
+
+
+def _add_prompt_logprobs_hook() -> None:
+    """Tell the manager when the head is applied to prompt positions instead of sampled rows."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    stock = GPUModelRunner._get_prompt_logprobs_dict
+
+    @functools.wraps(stock)
+    def prompt_logprobs(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        manager = getattr(self, "lora_manager", None)
+        if manager is None:
+            return stock(self, hidden_states, *args, **kwargs)
+        with manager.prompt_positions(hidden_states):
+            return stock(self, hidden_states, *args, **kwargs)
+
+    GPUModelRunner._get_prompt_logprobs_dict = prompt_logprobs
+
+
+def _bound_metric_labels() -> None:
+    """Keep loadout names out of `vllm:lora_requests_info`.
+
+    vLLM makes a permanent series of every distinct set of names that ever ran together.
+    """
+    from vllm.v1.metrics.stats import LoRARequestStates
+
+    def count_nothing(*_args: Any, **_kwargs: Any) -> None:
+        return None
+
+    for name in ("request_waiting", "request_running", "request_finished"):
+        if hasattr(LoRARequestStates, name):
+            setattr(LoRARequestStates, name, count_nothing)

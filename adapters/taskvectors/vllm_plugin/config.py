@@ -1,0 +1,55 @@
+"""What the plugin is told at start, through vLLM's `--additional-config`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taskvectors.errors import UnsupportedEngine
+
+KEY = "task_vectors"
+
+
+@dataclass(frozen=True)
+class PluginConfig:
+    """The `task_vectors` object of vLLM's additional config.
+
+    store: the directory store. pool_bytes: budget for resident vectors on the device.
+    max_vectors: columns of the coefficient table, so how many vectors can be resident at once.
+    base_fingerprint: vectors with another fingerprint are refused; None accepts all.
+    admission_timeout_s: how long a request may wait for room in the pool.
+    max_waiting: how many requests may wait for room.
+    """
+
+    store: Path
+    pool_bytes: int = 2 << 30
+    max_vectors: int = 64
+    base_fingerprint: str | None = None
+    admission_timeout_s: float = 30.0
+    max_waiting: int = 1024
+
+    @classmethod
+    def from_additional_config(cls, additional: object) -> "PluginConfig | None":
+        """Read vLLM's additional config; None when it has no `task_vectors`."""
+        fields = additional.get(KEY) if isinstance(additional, Mapping) else None
+        if fields is None:
+            return None
+        known = set(cls.__dataclass_fields__)
+        if unknown := sorted(set(fields) - known):
+            raise UnsupportedEngine(
+                f"unknown key {unknown[0]!r} in additional_config.{KEY};"
+                f" choose {', '.join(sorted(known))}"
+            )
+        if "store" not in fields:
+            raise UnsupportedEngine(f"additional_config.{KEY} needs 'store', a directory")
+        return cls(**{**fields, "store": Path(fields["store"])})._validated()
+
+    def _validated(self) -> "PluginConfig":
+        bounds: dict[str, Any] = {"pool_bytes": 1, "max_vectors": 1, "max_waiting": 0}
+        for name, least in bounds.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UnsupportedEngine(
+                    f"additional_config.{KEY}.{name} must be an integer ≥ {least}, not {value!r}"
+                )
+        return self

@@ -1,0 +1,190 @@
+"""The HTTP side in vLLM's API server: a request that carries a loadout is admitted, then served.
+
+The request names the loadout's `engine_name` as its model and carries the canonical loadout in
+the header `x-taskvectors-loadout`. Nothing is added to vLLM's routes; without the header a request
+passes untouched.
+"""
+
+import contextlib
+import itertools
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+from taskvectors.errors import (
+    BaseMismatch,
+    InvalidFile,
+    InvalidLoadout,
+    PoolBusy,
+    PoolTooSmall,
+    TaskVectorError,
+    UnsupportedEngine,
+    VectorLoadFailed,
+    VectorNotFound,
+)
+from taskvectors.spec import Loadout
+from taskvectors.vllm_plugin import compat
+from taskvectors.vllm_plugin.admission import Admission
+from taskvectors.vllm_plugin.config import KEY, PluginConfig
+
+logger = logging.getLogger(__name__)
+
+HEADER = b"x-taskvectors-loadout"
+STATUS: tuple[tuple[type[TaskVectorError], int, str], ...] = (
+    (InvalidLoadout, 400, "invalid_loadout"),
+    (VectorNotFound, 404, "task_vector_not_found"),
+    (BaseMismatch, 409, "base_mismatch"),
+    (PoolTooSmall, 400, "loadout_too_large"),
+    (PoolBusy, 503, "pool_busy"),
+    (VectorLoadFailed, 422, "task_vector_not_servable"),
+    (InvalidFile, 422, "invalid_task_vector"),
+    (TaskVectorError, 500, "task_vector_error"),
+)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class LoadoutEndpoint:
+    """vLLM's endpoint plugin; it only puts the middleware in front of vLLM's own routes."""
+
+    name = "taskvectors"
+    required_tasks = None
+
+    def attach_router(self, app: Any) -> None:
+        """Add the middleware."""
+        app.add_middleware(LoadoutMiddleware)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """Nothing: the middleware builds what it needs with the first loadout."""
+
+
+class LoadoutMiddleware:
+    """ASGI middleware around vLLM's application."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._service: LoadoutService | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Admit the loadout of the header, then let vLLM answer."""
+        headers = scope.get("headers", ()) if scope["type"] == "http" else ()
+        text = next((value for name, value in headers if name == HEADER), None)
+        if text is None:
+            await self._app(scope, receive, send)
+            return
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                if self._service is None:
+                    self._service = LoadoutService(scope["app"].state)
+                loadout = Loadout.from_canonical(text.decode("latin-1"))
+                await stack.enter_async_context(self._service.serve(loadout))
+            except TaskVectorError as error:
+                await _send_error(send, error)
+                return
+            await self._app(scope, receive, send)
+
+
+class LoadoutService:
+    """Admission and registration for one API server.
+
+    `state` is the state of vLLM's application. Raises UnsupportedEngine when the engine was not
+    started for task vectors.
+    """
+
+    def __init__(self, state: Any) -> None:
+        engine = state.engine_client
+        config = PluginConfig.from_additional_config(engine.vllm_config.additional_config)
+        if config is None or engine.vllm_config.lora_config is None:
+            raise UnsupportedEngine(
+                f"start vLLM with --enable-lora and '{KEY}' in --additional-config"
+            )
+        width = compat.hidden_dtype(engine.vllm_config).itemsize
+        on_cpu = engine.vllm_config.device_config.device_type == "cpu"
+        self._admission = Admission(
+            config,
+            EngineWorker(engine),
+            value_bytes=width,
+            sparse_value_bytes=4 if on_cpu else width,
+        )
+        num_slots: int = engine.vllm_config.lora_config.max_loras
+        self._registry = Registry(state.openai_serving_models.lora_requests, keep=2 * num_slots)
+
+    @contextlib.asynccontextmanager
+    async def serve(self, loadout: Loadout) -> Any:
+        """While open, vLLM answers requests whose model is the loadout's engine name."""
+        async with self._admission.admit(loadout):
+            with self._registry.registered(loadout):
+                yield
+
+
+class Registry:
+    """The running loadouts in vLLM's own table of LoRA requests.
+
+    A loadout is in `served` while requests use it, and not longer: vLLM never evicts from it.
+    The ids of the last `keep` loadouts are remembered, so that they find their slot again.
+    """
+
+    def __init__(self, served: dict[str, Any], keep: int) -> None:
+        self._served = served
+        self._keep = keep
+        self._users: dict[str, int] = {}
+        self._ids: OrderedDict[str, int] = OrderedDict()
+        self._next_id = itertools.count(1)
+
+    @contextlib.contextmanager
+    def registered(self, loadout: Loadout) -> Iterator[None]:
+        """Keep `loadout` in the table while open."""
+        name = loadout.engine_name
+        if name not in self._users:
+            self._served[name] = compat.lora_request(name, self._id(name), loadout.canonical)
+        self._users[name] = self._users.get(name, 0) + 1
+        try:
+            yield
+        finally:
+            self._users[name] -= 1
+            if not self._users[name]:
+                del self._users[name], self._served[name]
+                self._forget_oldest()
+
+    def _id(self, name: str) -> int:
+        if name not in self._ids:
+            self._ids[name] = next(self._next_id)
+        self._ids.move_to_end(name)
+        return self._ids[name]
+
+    def _forget_oldest(self) -> None:
+        idle = [name for name in self._ids if name not in self._users]
+        for name in idle[: max(0, len(self._ids) - self._keep)]:
+            del self._ids[name]
+
+
+class EngineWorker:
+    """The worker's pool through vLLM's collective RPC, which keeps the order of calls."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    async def apply(self, evict: list[str], load: dict[str, int]) -> None:
+        """Evict and start loading."""
+        await self._engine.collective_rpc(compat.WORKER_APPLY, args=(evict, load))
+
+    async def status(self) -> Mapping[str, str]:
+        """The state of every wanted vector."""
+        states: list[dict[str, str]] = await self._engine.collective_rpc(compat.WORKER_STATUS)
+        return states[0]
+
+
+async def _send_error(send: Send, error: TaskVectorError) -> None:
+    status, code = next((s, c) for kind, s, c in STATUS if isinstance(error, kind))
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    fields = {"message": str(error), "type": kind, "param": "task_vectors", "code": code}
+    headers = [(b"content-type", b"application/json")]
+    if isinstance(error, PoolBusy):
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps({"error": fields}).encode()})

@@ -1,0 +1,112 @@
+"""The ledger: which vectors are in the pool, who uses them, and what goes out. Pure, no I/O.
+
+One ledger in the API server decides for the worker's pool, because vLLM's scheduler counts slots
+and not bytes: a request reaches the engine only when all its vectors have been reserved.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from taskvectors.errors import PoolTooSmall
+
+
+@dataclass
+class Entry:
+    """One vector in the pool. `users` counts the requests that hold it."""
+
+    digest: str
+    column: int
+    nbytes: int
+    users: int = 0
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """The entries that a request holds, and what the worker must do first."""
+
+    entries: tuple[Entry, ...]
+    load: Mapping[str, int]
+    evict: tuple[str, ...]
+
+
+class Ledger:
+    """A byte budget and a number of columns; entries in use are never evicted."""
+
+    def __init__(self, pool_bytes: int, max_vectors: int) -> None:
+        self._pool_bytes = pool_bytes
+        self._max_vectors = max_vectors
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._free_columns = list(range(max_vectors - 1, -1, -1))
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all entries."""
+        return sum(entry.nbytes for entry in self._entries.values())
+
+    def entry(self, digest: str) -> Entry | None:
+        """The entry of a vector, if it is in the pool."""
+        return self._entries.get(digest)
+
+    def reserve(self, needs: Mapping[str, int]) -> Reservation | None:
+        """Hold the vectors of `needs` (digest → bytes); None when others in use leave no room.
+
+        Raises PoolTooSmall when they would not fit an empty pool.
+        """
+        self._check_fits(needs)
+        missing = [digest for digest in needs if digest not in self._entries]
+        victims = self._victims(needs, sum(needs[digest] for digest in missing), len(missing))
+        if victims is None:
+            return None
+        for victim in victims:
+            self.drop(victim)
+        load = {digest: self._add(digest, needs[digest]) for digest in missing}
+        entries = tuple(self._entries[digest] for digest in needs)
+        for entry in entries:
+            entry.users += 1
+            self._entries.move_to_end(entry.digest)
+        return Reservation(entries, load, tuple(victim.digest for victim in victims))
+
+    def release(self, reservation: Reservation) -> None:
+        """Let go of what `reserve` returned; the vectors stay until their room is needed."""
+        for entry in reservation.entries:
+            entry.users -= 1
+
+    def drop(self, entry: Entry) -> None:
+        """Take an entry out, in use or not: its load failed or its room is needed."""
+        if self._entries.get(entry.digest) is entry:
+            del self._entries[entry.digest]
+            self._free_columns.append(entry.column)
+
+    def _check_fits(self, needs: Mapping[str, int]) -> None:
+        total = sum(needs.values())
+        if total > self._pool_bytes:
+            raise PoolTooSmall(
+                f"the loadout's vectors take {total} bytes on the device and the pool has"
+                f" {self._pool_bytes}; use fewer vectors or a larger --pool-bytes"
+            )
+        if len(needs) > self._max_vectors:
+            raise PoolTooSmall(
+                f"the loadout has {len(needs)} vectors and the pool holds {self._max_vectors}"
+            )
+
+    def _victims(
+        self, needs: Mapping[str, int], more_bytes: int, more_columns: int
+    ) -> list[Entry] | None:
+        """The least recently used idle entries to evict; None when they do not suffice."""
+        excess = self.used_bytes + more_bytes - self._pool_bytes
+        columns = more_columns - len(self._free_columns)
+        victims: list[Entry] = []
+        for entry in self._entries.values():
+            if excess <= 0 and columns <= 0:
+                break
+            if entry.users == 0 and entry.digest not in needs:
+                victims.append(entry)
+                excess -= entry.nbytes
+                columns -= 1
+        return victims if excess <= 0 and columns <= 0 else None
+
+    def _add(self, digest: str, nbytes: int) -> int:
+        column = self._free_columns.pop()
+        self._entries[digest] = Entry(digest, column, nbytes)
+        return column

@@ -1,0 +1,198 @@
+"""The worker's manager: what vLLM takes for its LoRA manager.
+
+vLLM's scheduler believes that every loadout is a LoRA. Before each step it hands this manager
+the loadouts in the batch and the loadout of every token; the manager turns them into
+coefficients. It never raises and never waits on I/O: an exception here would end the engine for
+everybody.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from taskvectors.errors import InvalidLoadout
+from taskvectors.spec import Loadout
+from taskvectors.store import DirectoryStore
+from taskvectors.vllm_plugin import compat
+from taskvectors.vllm_plugin.coefficients import CoefficientTable, WeightedColumn
+from taskvectors.vllm_plugin.config import PluginConfig
+from taskvectors.vllm_plugin.layers import StepState, hook
+from taskvectors.vllm_plugin.pool import ResidentPool
+from taskvectors.vllm_plugin.sites import SiteIndex
+from taskvectors.vllm_plugin.slots import SlotTable
+from taskvectors.vllm_plugin.staging import Stager
+
+logger = logging.getLogger(__name__)
+
+
+class TaskVectorManager:
+    """Duck-typed like vLLM's LRUCacheWorkerLoRAManager; a `LoRARequest` carries a loadout.
+
+    `lora_path` is the loadout's canonical text, `lora_int_id` its identity while it is in use.
+    """
+
+    is_enabled = True
+
+    def __init__(self, config: PluginConfig, vllm_config: Any, device: torch.device) -> None:
+        compat.check_engine(vllm_config)
+        self._config = config
+        self._vllm_config = vllm_config
+        self._device = device
+        self._num_slots: int = vllm_config.lora_config.max_loras
+        self._slots = SlotTable(self._num_slots)
+        self._loadouts: dict[int, Loadout] = {}
+        self._step_key: object = None
+        self._version = 0
+        self._state = StepState()
+        self._pool: ResidentPool
+        self._table: CoefficientTable
+
+    def create_lora_manager(self, model: nn.Module, _vllm_config: Any = None) -> nn.Module:
+        """Hook the model's layers; called once, after the weights are loaded."""
+        dtype = compat.hidden_dtype(self._vllm_config)
+        compat.check_model(model, dtype)
+        index = SiteIndex(model, compat.is_tied(self._vllm_config))
+        for site in index.sites:
+            hook(site, self._state)
+        store = DirectoryStore(self._config.store)
+        self._pool = ResidentPool(store, Stager(index, self._device, dtype))
+        self._table = CoefficientTable(
+            self._num_slots + 1, self._config.max_vectors, index.parts
+        )
+        logger.info("task vectors: %d layers hooked, %d slots", len(index.sites), self._num_slots)
+        return model
+
+    # The pool, by order of the API server's ledger.
+
+    def apply(self, evict: list[str], load: dict[str, int]) -> None:
+        """Evict and load vectors; slots whose loadout loses a vector are given back."""
+        gone = set(evict)
+        for loadout_id in [i for i, loadout in self._loadouts.items() if loadout.digests & gone]:
+            self._release(loadout_id)
+        self._pool.apply(evict, load)
+
+    def status(self) -> dict[str, str]:
+        """'loading', 'ready' or 'failed: why' for every vector that was asked for."""
+        return self._pool.status()
+
+    # What vLLM calls before each step.
+
+    def set_active_adapters(self, requests: set[Any], mapping: Any | None) -> None:
+        """Give each loadout of the batch a slot, and each row of the step its coefficients."""
+        busy = {request.lora_int_id for request in requests if request}
+        for request in requests:
+            if request and self._slots.row(request.lora_int_id) is None:
+                self._activate(request, busy)
+        if mapping is None:
+            return
+        key = (mapping.index_mapping, mapping.prompt_mapping, self._version)
+        if key != self._step_key:
+            self._state.tokens = self._gather(mapping.index_mapping)
+            self._state.samples = self._gather(mapping.prompt_mapping)
+            self._step_key = key
+        if self._device.type == "cuda":
+            self._pool.stream = torch.cuda.current_stream()
+
+    @contextlib.contextmanager
+    def prompt_positions(self, hidden_states: Tensor) -> Iterator[None]:
+        """While open, the head is applied to slices of `hidden_states`, not to sampled rows."""
+        self._state.prompt_hidden = hidden_states
+        try:
+            yield
+        finally:
+            self._state.prompt_hidden = None
+
+    def _activate(self, request: Any, busy: set[int]) -> None:
+        row = self._slots.assign(request.lora_int_id, busy)
+        self._loadouts = {i: held for i, held in self._loadouts.items() if i in self._slots}
+        self._version += 1
+        try:
+            loadout = Loadout.from_canonical(request.lora_path)
+        except InvalidLoadout:
+            logger.exception("loadout %s was poisoned", request.lora_name)
+            self._table.poison(row)
+            return
+        self._loadouts[request.lora_int_id] = loadout
+        columns = [(self._pool.column(item.digest), item) for item in loadout.items]
+        ready = [
+            WeightedColumn(column, item.weight, item.selection)
+            for column, item in columns
+            if column is not None
+        ]
+        if len(ready) == len(columns):
+            self._table.write(row, ready)
+        else:  # the API server admits a loadout only when its vectors are ready
+            logger.error("loadout %s was poisoned: not resident", request.lora_name)
+            self._table.poison(row)
+
+    def _gather(self, loadout_ids: Sequence[int]) -> Any:
+        ids = np.asarray(loadout_ids, dtype=np.int64)
+        if not ids.any():
+            return None
+        return self._table.gather(self._rows(ids), self._device)
+
+    def _rows(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Table rows of loadout ids; row 0, the base, for id 0."""
+        distinct, inverse = np.unique(ids, return_inverse=True)
+        rows = [self._slots.row(int(i)) or 0 if i > 0 else 0 for i in distinct]
+        return np.asarray(rows, dtype=np.int64)[inverse]
+
+    def _release(self, loadout_id: int) -> None:
+        row = self._slots.release(loadout_id)
+        self._loadouts.pop(loadout_id, None)
+        if row is not None:
+            self._table.clear(row)
+            self._version += 1
+
+    # The rest of vLLM's LoRA manager.
+
+    def add_adapter(self, _request: Any) -> bool:
+        """Loadouts get their slot when a step needs them; there is nothing to do before."""
+        return True
+
+    def remove_adapter(self, adapter_id: int) -> bool:
+        """Give the slot of a loadout back."""
+        known = self._slots.row(adapter_id) is not None
+        self._release(adapter_id)
+        return known
+
+    def remove_all_adapters(self) -> None:
+        """Give all slots back."""
+        for loadout_id in list(self._slots):
+            self._release(loadout_id)
+
+    def list_adapters(self) -> set[int]:
+        """The ids of the loadouts that have a slot."""
+        return set(self._slots)
+
+    def pin_adapter(self, _adapter_id: int) -> bool:
+        """Pinning has no meaning for loadouts: a slot costs one row of coefficients."""
+        return False
+
+    def supports_tower_connector_lora(self) -> bool:
+        """Task vectors of a vision tower are not served."""
+        return False
+
+    # Warm-up: vLLM measures memory with stand-in LoRAs before any vector is resident.
+
+    @contextlib.contextmanager
+    def dummy_lora_cache(self) -> Iterator[None]:
+        """Nothing is cached: a stand-in is an empty row."""
+        yield
+
+    def add_dummy_lora(self, request: Any, rank: int) -> bool:  # noqa: ARG002 (vLLM's keyword)
+        """Take a slot with all weights zero."""
+        if self._slots.row(request.lora_int_id) is None:
+            self._table.clear(self._slots.assign(request.lora_int_id, busy=()))
+            self._version += 1
+        return True
+
+    def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:
+        """vLLM's own default."""
+        return default_rank
