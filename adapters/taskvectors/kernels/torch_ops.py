@@ -3,11 +3,15 @@
 Semantics, shapes and dtypes are those of `reference`; a sparse delta is a `SparseMatrix`.
 """
 
+import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 CSR_MAX_ROWS = 8
 """Above this many tokens an embedding bag beats torch's CSR product on CPU."""
@@ -45,6 +49,7 @@ class SparseMatrix:
         """Bytes of the three tensors."""
         return self.crow.nbytes + self.col.nbytes + self.val.nbytes
 
+    @cached_property
     def csr(self) -> Tensor:
         """The same data as a torch CSR tensor; nothing is copied."""
         return torch.sparse_csr_tensor(
@@ -56,7 +61,7 @@ def sparse_product(delta: SparseMatrix, x: Tensor) -> Tensor:
     """x @ deltaᵀ: [T, in] → [T, out], in the dtype of the delta's values."""
     xt = x.to(delta.val.dtype).T
     if x.is_cuda or x.shape[0] <= CSR_MAX_ROWS:
-        return (delta.csr() @ xt.contiguous()).T
+        return (delta.csr @ xt.contiguous()).T
     bags = F.embedding_bag(
         delta.col,
         xt.contiguous(),

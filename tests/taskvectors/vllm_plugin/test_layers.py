@@ -1,0 +1,204 @@
+"""What a layer adds equals the product with the dense delta, for every kind and selection.
+
+vLLM's own modules are exercised in tests/end_to_end; here a bare module stands in for one, to
+reach odd shapes and mixes quickly.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from taskvectors.errors import BaseMismatch, VectorLoadFailed
+from taskvectors.spec import EVERYWHERE, Selection
+from taskvectors.vector import (
+    BaseInfo,
+    Delta,
+    DenseDelta,
+    LowRankDelta,
+    SparseDelta,
+    TaskVector,
+)
+from taskvectors.vllm_plugin.coefficients import (
+    CoefficientTable,
+    StepCoefficients,
+    WeightedColumn,
+)
+from taskvectors.vllm_plugin.layers import add_linear, add_norm, add_rows
+from taskvectors.vllm_plugin.sites import Part, Site
+from taskvectors.vllm_plugin.staging import Stager
+
+CPU = torch.device("cpu")
+WIDTH, SIZES, LEAVES = 11, (6, 3, 5), ("q_proj", "k_proj", "v_proj")
+NAMES = [f"model.layers.0.self_attn.{leaf}" for leaf in LEAVES]
+SEED = 5
+
+
+class _Index:
+    """One fused site, found by the names of its parts."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def find(self, parameter: str) -> Sequence[tuple[Site, int]]:
+        names = [part.module for part in self._site.parts]
+        module = parameter.rpartition(".")[0]
+        return [(self._site, names.index(module))] if module in names else []
+
+
+def _fused_site() -> Site:
+    module = nn.Module()
+    module.input_size = WIDTH  # type: ignore[assignment]
+    starts = np.cumsum([0, *SIZES]).tolist()
+    parts = [Part(n, i, starts[i], s) for i, (n, s) in enumerate(zip(NAMES, SIZES, strict=True))]
+    return Site("linear", module, tuple(parts))
+
+
+def _single_site(kind: str, rows: int, width: int) -> Site:
+    module = nn.Module()
+    module.embedding_dim = width  # type: ignore[assignment]
+    return Site(kind, module, (Part(NAMES[0], 0, 0, rows),))  # type: ignore[arg-type]
+
+
+def _delta(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Delta, Tensor]:
+    if kind == "low_rank":
+        a = torch.randn(2, shape[1], generator=generator)
+        b = torch.randn(shape[0], 2, generator=generator)
+        return LowRankDelta(shape, a.numpy(), b.numpy(), 0.5), 0.5 * b @ a
+    dense = torch.randn(shape, generator=generator)
+    if kind == "dense":
+        return DenseDelta(dense.numpy()), dense
+    dense = dense * (torch.rand(shape, generator=generator) < 0.3)
+    index = dense.flatten().nonzero().flatten()
+    values = dense.flatten()[index].numpy()
+    return SparseDelta(shape, index.numpy().astype(np.int64), values), dense
+
+
+def _install(site: Site, column: int, parameters: dict[str, Delta]) -> None:
+    stager = Stager(_Index(site), CPU, torch.float32)  # type: ignore[arg-type]
+    vector = TaskVector(base=BaseInfo("base", None), parameters=parameters)
+    for target, staged in stager.stage(vector, column):
+        target.deltas = target.deltas.with_vector(column, staged)
+
+
+def _step(rows: Sequence[int], loadouts: list[list[WeightedColumn]]) -> StepCoefficients:
+    table = CoefficientTable(len(loadouts) + 1, 4, NAMES)
+    for row, vectors in enumerate(loadouts, start=1):
+        table.write(row, vectors)
+    step = table.gather(np.array(rows), CPU)
+    assert step is not None
+    return step
+
+
+@pytest.mark.parametrize("kinds", [("sparse",), ("low_rank",), ("dense",), ("sparse", "low_rank")])
+@pytest.mark.parametrize("selection", [EVERYWHERE, Selection(modules=(("k_proj", 0.5),))])
+@pytest.mark.parametrize("repeat", [1, 20])
+def test_a_fused_layer_adds_each_tokens_own_mix(
+    kinds: tuple[str, ...], selection: Selection, repeat: int
+) -> None:
+    print(f"seed {SEED}")
+    generator = torch.Generator().manual_seed(SEED)
+    site, dense = _fused_site(), []
+    for column, kind in enumerate(kinds):
+        parameters, deltas = {}, []
+        for name, size in zip(NAMES, SIZES, strict=True):
+            parameters[f"{name}.weight"], delta = _delta(kind, (size, WIDTH), generator)
+            deltas.append(delta)
+        _install(site, column, parameters)
+        dense.append(deltas)
+    loadouts = [
+        [WeightedColumn(column, 1.5 - column) for column in range(len(kinds))],
+        [WeightedColumn(0, -0.5, selection)],
+    ]
+    rows = [0, 1, 2, 2] * repeat
+    x = torch.randn(len(rows), WIDTH, generator=generator)
+    y = torch.zeros(len(rows), sum(SIZES))
+    add_linear(site, _step(rows, loadouts), y, x)
+    for t, row in enumerate(rows):
+        expected = torch.zeros(sum(SIZES))
+        for vector in loadouts[row - 1] if row else []:
+            weighted = [
+                vector.weight * vector.selection.factor(name) * delta
+                for name, delta in zip(NAMES, dense[vector.column], strict=True)
+            ]
+            expected += torch.cat(weighted) @ x[t]
+        torch.testing.assert_close(y[t], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_vector_on_one_part_leaves_the_other_parts_alone() -> None:
+    generator = torch.Generator().manual_seed(SEED)
+    for kind in ("sparse", "low_rank", "dense"):
+        site = _fused_site()
+        delta, dense = _delta(kind, (SIZES[1], WIDTH), generator)
+        _install(site, 0, {f"{NAMES[1]}.weight": delta})
+        x, y = torch.randn(2, WIDTH, generator=generator), torch.zeros(2, sum(SIZES))
+        add_linear(site, _step([1, 1], [[WeightedColumn(0, 1.0)]]), y, x)
+        torch.testing.assert_close(y[:, 6:9], x @ dense.T)
+        assert not y[:, :6].any()
+        assert not y[:, 9:].any()
+
+
+def test_biases_add_by_part() -> None:
+    site = _fused_site()
+    bias = torch.arange(3.0) + 1
+    _install(site, 0, {f"{NAMES[1]}.bias": DenseDelta(bias.numpy())})
+    y = torch.zeros(2, sum(SIZES))
+    add_linear(site, _step([1, 0], [[WeightedColumn(0, 2.0)]]), y, torch.zeros(2, WIDTH))
+    assert y[0].tolist() == [0] * 6 + [2, 4, 6] + [0] * 5
+    assert not y[1].any()
+
+
+def test_an_evicted_vector_is_gone_and_the_others_stay() -> None:
+    generator = torch.Generator().manual_seed(SEED)
+    site, dense = _fused_site(), {}
+    for column, kind in enumerate(("low_rank", "low_rank", "sparse")):
+        delta, dense[column] = _delta(kind, (SIZES[0], WIDTH), generator)
+        _install(site, column, {f"{NAMES[0]}.weight": delta})
+    for column in (0, 2):
+        site.deltas = site.deltas.without_vector(column)
+    x, y = torch.randn(1, WIDTH, generator=generator), torch.zeros(1, sum(SIZES))
+    add_linear(site, _step([1], [[WeightedColumn(c, 1.0) for c in range(3)]]), y, x)
+    torch.testing.assert_close(y[:, : SIZES[0]], x @ dense[1].T)
+    site.deltas = site.deltas.without_vector(1)
+    assert site.deltas.low_rank is None
+
+
+@pytest.mark.parametrize("kind", ["sparse", "low_rank", "dense"])
+def test_an_embedding_adds_the_rows_of_its_tokens(kind: str) -> None:
+    generator = torch.Generator().manual_seed(SEED)
+    site = _single_site("embedding", 9, 4)
+    delta, dense = _delta(kind, (9, 4), generator)
+    _install(site, 2, {f"{NAMES[0]}.weight": delta})
+    ids, y = torch.tensor([8, 0, 3, 3]), torch.zeros(4, 4)
+    add_rows(site, _step([1, 1, 0, 1], [[WeightedColumn(2, -2.0)]]), y, ids)
+    coef = torch.tensor([-2.0, -2.0, 0.0, -2.0])
+    torch.testing.assert_close(y, coef[:, None] * dense[ids])
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (6, 8), (3, 2, 8)])
+def test_a_norm_scales_by_the_tokens_weight(shape: tuple[int, ...]) -> None:
+    """Rows are tokens, or the heads of each token flattened or in a middle dimension."""
+    generator = torch.Generator().manual_seed(SEED)
+    site = _single_site("norm", 8, 8)
+    delta, dense = _delta("dense", (8,), generator)
+    _install(site, 1, {f"{NAMES[0]}.weight": delta})
+    x, y = torch.randn(shape, generator=generator), torch.zeros(shape)
+    add_norm(site, _step([1, 0, 1], [[WeightedColumn(1, 0.5)]]), y, x, 1e-6)
+    coef = torch.tensor([0.5, 0.0, 0.5]).repeat_interleave(x.numel() // 24)
+    normal = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+    expected = (normal * dense).view(-1, 8) * coef[:, None]
+    torch.testing.assert_close(y, expected.view(shape))
+
+
+def test_a_parameter_without_a_place_is_refused_by_name() -> None:
+    with pytest.raises(VectorLoadFailed, match=r"model\.experts\.weight"):
+        _install(_fused_site(), 0, {"model.experts.weight": DenseDelta(np.zeros((2, 2), "f4"))})
+
+
+def test_a_shape_that_is_not_the_engines_is_refused() -> None:
+    for kind in ("sparse", "low_rank", "dense"):
+        delta, _ = _delta(kind, (SIZES[0], WIDTH + 1), torch.Generator().manual_seed(SEED))
+        with pytest.raises(BaseMismatch, match=r"\[6, 12\]"):
+            _install(_fused_site(), 0, {f"{NAMES[0]}.weight": delta})

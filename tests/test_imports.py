@@ -1,0 +1,81 @@
+"""Imports point one way: outfitter → the torch-free part of taskvectors, and never in a circle."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROOTS = {"taskvectors": ROOT / "adapters", "outfitter": ROOT / "server"}
+HEAVY = {"torch", "vllm", "transformers"}
+ENGINE_SIDE = ("taskvectors.kernels", "taskvectors.vllm_plugin")
+
+
+def _modules() -> dict[str, Path]:
+    found = {}
+    for package, root in ROOTS.items():
+        for path in (root / package).rglob("*.py"):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def _imports(path: Path, *, top_level: bool) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level else list(ast.walk(tree))
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full"
+            assert node.module
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+MODULES = _modules()
+GRAPH = {name: _imports(path, top_level=True) & MODULES.keys() for name, path in MODULES.items()}
+
+
+def test_taskvectors_never_imports_outfitter() -> None:
+    """The library works alone."""
+    for name, path in MODULES.items():
+        if name.startswith("taskvectors"):
+            used = _imports(path, top_level=False)
+            assert not any(target.startswith("outfitter") for target in used), name
+
+
+def test_only_the_engine_side_imports_torch_or_vllm() -> None:
+    """Gateways and tools run without torch; nothing of the engine leaks into them."""
+    for name, path in MODULES.items():
+        if name.startswith(ENGINE_SIDE):
+            continue
+        used = _imports(path, top_level=False)
+        heavy = {target for target in used if target.split(".")[0] in HEAVY}
+        assert not heavy, f"{name} imports {heavy}"
+        assert not any(target.startswith(ENGINE_SIDE) for target in used), name
+
+
+def test_no_import_circle() -> None:
+    """Every module can be understood from what it imports."""
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " → ".join((*path, name))
+        if name not in done:
+            for target in GRAPH[name] - {name}:
+                visit(target, (*path, name))
+            done.add(name)
+
+    for module in GRAPH:
+        visit(module, ())
+
+
+def test_importing_taskvectors_loads_neither_torch_nor_vllm() -> None:
+    """`import taskvectors` is cheap."""
+    code = (
+        "import sys, taskvectors, taskvectors.format, taskvectors.store, taskvectors.extract;"
+        "sys.exit(bool({'torch', 'vllm'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
