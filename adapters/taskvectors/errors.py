@@ -90,3 +90,7 @@ class PoolBusy(TaskVectorError):
 
 class VectorLoadFailed(TaskVectorError):
     """A task vector was found but could not be made resident."""
+
+
+class VectorInUse(TaskVectorError):
+    """A stored task vector cannot be removed by digest while a name stands for it."""

@@ -1,0 +1,193 @@
+"""Reading a Hugging Face checkpoint without torch: names, shapes, one tensor at a time."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskvectors.delta import Array, Shape
+from taskvectors.durable import replacing
+from taskvectors.errors import InvalidCheckpoint, InvalidFile, InvalidHeader
+from taskvectors.format import strict_json
+from taskvectors.format.container import TensorInfo, open_regular, read_container
+from taskvectors.format.dtypes import DTYPES
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+_HEAD = "lm_head.weight"
+_MAX_HEADER = 100_000_000  # the limit of the safetensors library
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The parameters of a folder with safetensors weights.
+
+    With `tie_word_embeddings` in config.json a stored `lm_head.weight` is not a parameter.
+    """
+
+    directory: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, tuple[Path, TensorInfo]]
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str], *, weights: str = WEIGHTS) -> "Checkpoint":
+        """Read the headers of `weights` or of its shards; raises InvalidCheckpoint."""
+        folder = Path(directory)
+        config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+        checkpoint = cls(folder, config, dict(sorted(_tensors(folder, weights))))
+        if not checkpoint.is_tied:
+            return checkpoint
+        untied = {name: t for name, t in checkpoint.tensors.items() if name != _HEAD}
+        return replace(checkpoint, tensors=untied)
+
+    @property
+    def is_tied(self) -> bool:
+        """True when the embedding serves as the head, too."""
+        return self.config.get("tie_word_embeddings") is True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters' names, sorted."""
+        return tuple(self.tensors)
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Name to shape."""
+        return {name: info.shape for name, (_, info) in self.tensors.items()}
+
+    def info(self, name: str) -> tuple[Shape, str]:
+        """Shape and safetensors dtype (`"BF16"`); raises InvalidCheckpoint for no such name."""
+        info = self._find(name)[1]
+        return info.shape, info.dtype
+
+    def read(self, name: str) -> Array:
+        """A read-only array over the mapped file; bf16 and fp8 come as ml_dtypes dtypes.
+
+        Raises InvalidCheckpoint for no such name.
+        """
+        path, info = self._find(name)
+        dtype = DTYPES[info.dtype]
+        if info.nbytes == 0:
+            return np.empty(info.shape, dtype)
+        try:
+            mapped = np.memmap(path, np.uint8, "r", info.begin, (info.nbytes,))
+        except (OSError, ValueError) as error:
+            raise InvalidCheckpoint(f"cannot read {name} from {path}: {error}") from error
+        array: Array = np.asarray(mapped).view(dtype).reshape(info.shape)
+        return array
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files with weights, sorted."""
+        return tuple(sorted({path for path, _ in self.tensors.values()}))
+
+    def _find(self, name: str) -> tuple[Path, TensorInfo]:
+        if name not in self.tensors:
+            raise InvalidCheckpoint(f"{self.directory} has no parameter {name}")
+        return self.tensors[name]
+
+
+def load_base_shapes(directory: str | os.PathLike[str]) -> dict[str, Shape]:
+    """Name to shape of every parameter; raises InvalidCheckpoint."""
+    return Checkpoint.open(directory).shapes
+
+
+def fingerprint(source: str | os.PathLike[str] | Checkpoint) -> str:
+    r"""The base fingerprint, 64 hex digits; raises InvalidCheckpoint.
+
+    sha256 over one line for each parameter, sorted by name (as Unicode code points): compact
+    UTF-8 JSON, no spaces, and a final newline byte, of
+    `["<name>",[<dim>,…],"<safetensors dtype>","<sha256 of the little-endian bytes, in hex>"]\n`,
+    for example `["model.norm.weight",[576],"BF16","9f86…"]`.
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
+    with ThreadPoolExecutor(_THREADS) as pool:  # hashlib releases the interpreter lock
+        checksums = pool.map(lambda name: _sha256(checkpoint.read(name)), checkpoint.names)
+        total = hashlib.sha256()
+        for name, checksum in zip(checkpoint.names, checksums, strict=True):
+            shape, dtype = checkpoint.info(name)
+            line = strict_json.dumps([name, list(shape), dtype, checksum])
+            total.update(line.encode() + b"\n")
+    return total.hexdigest()
+
+
+def cached_fingerprint(directory: str | os.PathLike[str], cache_dir: str | os.PathLike[str]) -> str:
+    """`fingerprint`, computed again only when a file's path, size or mtime changed."""
+    checkpoint = Checkpoint.open(directory)
+    entry = Path(cache_dir) / f"{_cache_key(checkpoint)}.fingerprint"
+    try:
+        known = entry.read_text("ascii").strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        known = ""
+    if len(known) == hashlib.sha256().digest_size * 2:
+        return known
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    computed = fingerprint(checkpoint)
+    with replacing(entry) as file:
+        file.write(computed.encode())
+    return computed
+
+
+def _cache_key(checkpoint: Checkpoint) -> str:
+    facts: list[object] = [checkpoint.is_tied]
+    for path in checkpoint.files:
+        status = path.stat()
+        facts.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _sha256(array: Array) -> str:
+    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def _tensors(folder: Path, weights: str) -> Iterator[tuple[str, tuple[Path, TensorInfo]]]:
+    index = folder / f"{weights}.index.json"
+    if (folder / weights).exists():
+        path = folder / weights
+        for name, info in _read_table(path).items():
+            yield name, (path, info)
+    elif index.exists():
+        yield from _sharded(index)
+    else:
+        raise InvalidCheckpoint(f"{folder} has neither {weights} nor {index.name}")
+
+
+def _sharded(index: Path) -> Iterator[tuple[str, tuple[Path, TensorInfo]]]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise InvalidCheckpoint(f"{index} has no weight_map")
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise InvalidCheckpoint(f"{index} names a file outside its folder: {shard!r}")
+    paths = {shard: index.parent / shard for shard in sorted(set(weight_map.values()))}
+    tables = {shard: _read_table(path) for shard, path in paths.items()}
+    for name, shard in weight_map.items():
+        if name not in tables[shard]:
+            raise InvalidCheckpoint(f"{paths[shard]} lacks {name}, which the index puts there")
+        yield name, (paths[shard], tables[shard][name])
+
+
+def _read_table(path: Path) -> Mapping[str, TensorInfo]:
+    try:
+        with open_regular(path) as file:
+            return read_container(file, _MAX_HEADER).tensors
+    except (InvalidFile, OSError) as error:
+        raise InvalidCheckpoint(f"cannot read {path}: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises InvalidCheckpoint."""
+    try:
+        value = strict_json.loads(path.read_bytes(), path.name)
+    except (InvalidHeader, OSError) as error:
+        raise InvalidCheckpoint(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidCheckpoint(f"{path} is not a JSON object")
+    return value

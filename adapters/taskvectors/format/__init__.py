@@ -1,0 +1,17 @@
+"""Task vector files: one safetensors file each, nothing executable in it (docs/format.md)."""
+
+from taskvectors.format.header import FileHeader, ParameterSpec, check_against_base
+from taskvectors.format.reader import file_digest, read_header, read_vector, validate_file
+from taskvectors.format.writer import VectorWriter, write_vector
+
+__all__ = [
+    "FileHeader",
+    "ParameterSpec",
+    "VectorWriter",
+    "check_against_base",
+    "file_digest",
+    "read_header",
+    "read_vector",
+    "validate_file",
+    "write_vector",
+]

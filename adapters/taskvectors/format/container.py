@@ -1,0 +1,155 @@
+"""The outer layer of any safetensors file: 8 bytes of length, a JSON header, the tensors' bytes.
+
+Layout is checked against the file's size before anything of the declared size is allocated.
+Byte-level description: docs/format.md.
+"""
+
+import math
+import os
+import stat
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from taskvectors.delta import Array, Shape
+from taskvectors.errors import (
+    HeaderTooLarge,
+    InvalidFile,
+    InvalidHeader,
+    InvalidTensor,
+    TruncatedFile,
+)
+from taskvectors.format import strict_json
+from taskvectors.format.dtypes import DTYPES
+
+MAX_HEADER = 8 << 20
+"""Largest header of a task vector file, in bytes."""
+
+MAX_DIMS = 8
+MAX_NUMEL = 1 << 48
+LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: `begin` and `end` are offsets from the start of the file."""
+
+    dtype: str
+    shape: Shape
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class Container:
+    """A parsed header. tensors: in file order. head: the first `8 + N` bytes as they are."""
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    nbytes: int
+    head: bytes
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open for reading; raises InvalidFile for a folder, pipe or device."""
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise InvalidFile(f"{Path(path).name} is not a regular file")
+    return file
+
+
+def read_container(file: BinaryIO, max_header: int = MAX_HEADER) -> Container:
+    """Read and check the header of an open file; raises a subclass of InvalidFile."""
+    nbytes = os.fstat(file.fileno()).st_size
+    length = file.read(LENGTH.size)
+    if len(length) < LENGTH.size:
+        raise TruncatedFile(f"the file has {nbytes} bytes; a header needs at least 10")
+    (size,) = LENGTH.unpack(length)
+    if size > max_header:
+        raise HeaderTooLarge(f"the header claims {size} bytes; at most {max_header} are allowed")
+    if size > nbytes - LENGTH.size:
+        raise TruncatedFile(f"the header claims {size} bytes; the file has {nbytes}")
+    head = length + file.read(size)
+    if len(head) != LENGTH.size + size:
+        raise TruncatedFile(f"the header ends after {len(head)} of {LENGTH.size + size} bytes")
+    return parse_container(head, nbytes)
+
+
+def parse_container(head: bytes, nbytes: int) -> Container:
+    """Check a header of `8 + N` bytes against the file's size; raises a subclass of InvalidFile."""
+    fields = strict_json.loads(head[LENGTH.size :], "the header")
+    if not isinstance(fields, dict) or head[LENGTH.size : LENGTH.size + 1] != b"{":
+        raise InvalidHeader("the header is not a JSON object")
+    metadata = fields.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise InvalidHeader("__metadata__ must be an object of strings")
+    tensors = {name: _tensor_info(name, entry, len(head)) for name, entry in fields.items()}
+    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
+    _check_contiguous(ordered, len(head), nbytes)
+    return Container(ordered, metadata, nbytes, head)
+
+
+def read_bytes(file: BinaryIO, name: str, info: TensorInfo) -> bytes:
+    """The bytes of one tensor; raises TruncatedFile when the file shrank meanwhile."""
+    file.seek(info.begin)
+    data = file.read(info.nbytes)
+    if len(data) != info.nbytes:
+        raise TruncatedFile(f"{name} ends after {len(data)} of {info.nbytes} bytes")
+    return data
+
+
+def as_array(data: bytes, info: TensorInfo) -> Array:
+    """A read-only array over `data`."""
+    return np.frombuffer(data, DTYPES[info.dtype]).reshape(info.shape)
+
+
+def _tensor_info(name: str, entry: Any, start: int) -> TensorInfo:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise InvalidHeader(f"{name[:200]} must have exactly dtype, shape and data_offsets")
+    dtype = entry["dtype"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise InvalidTensor(f"{name} has unsupported dtype {dtype!r}; choose {', '.join(DTYPES)}")
+    shape = check_shape(entry["shape"], name)
+    offsets = entry["data_offsets"]
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_count, offsets))):
+        raise InvalidTensor(f"data_offsets of {name} must be two non-negative integers")
+    begin, end = offsets
+    if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise InvalidTensor(f"{name} is {dtype} {list(shape)} but has {end - begin} bytes")
+    return TensorInfo(dtype, shape, start + begin, start + end)
+
+
+def check_shape(value: Any, name: str) -> Shape:
+    """A shape from JSON as a tuple, with bounded dimensions and product; raises InvalidTensor."""
+    if not (isinstance(value, list) and len(value) <= MAX_DIMS and all(map(_is_count, value))):
+        raise InvalidTensor(
+            f"the shape of {name} must be at most {MAX_DIMS} integers from 0 to {MAX_NUMEL}"
+        )
+    if math.prod(value) > MAX_NUMEL:  # Python integers do not wrap
+        raise InvalidTensor(f"{name} of shape {value} has more than {MAX_NUMEL} elements")
+    return tuple(value)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_NUMEL
+
+
+def _check_contiguous(tensors: Mapping[str, TensorInfo], start: int, nbytes: int) -> None:
+    position = start
+    for name, info in tensors.items():
+        if info.begin != position:
+            kind = "a hole before" if info.begin > position else "an overlap at"
+            raise InvalidTensor(f"{kind} {name}: it begins at {info.begin}, not at {position}")
+        position = info.end
+    if position != nbytes:
+        raise TruncatedFile(f"the tensors end at byte {position}, the file at {nbytes}")

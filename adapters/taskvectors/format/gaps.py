@@ -1,0 +1,84 @@
+"""Gap coding of sorted indices: `gap[k] = index[k] - index[k-1] - 1`, with `index[-1] = -1`.
+
+U16 and U32 hold one gap each. U8 holds a gap as bytes to be added up: 255 means "and go on",
+any other byte ends the gap.
+"""
+
+import numpy as np
+
+from taskvectors.delta import Array
+from taskvectors.errors import InvalidIndex
+
+WIDTHS = {"u8": "U8", "u16": "U16", "u32": "U32"}
+ESCAPE = 255
+_LIMITS = {"u16": 0xFFFF, "u32": 0xFFFFFFFF}
+_SIZES = {"u16": 2, "u32": 4}
+_CHUNK = 1 << 20
+
+
+def encode(index: Array, width: str = "auto") -> Array:
+    """index: int64 [n], strictly ascending. Returns uint8 [m >= n], or uint16 or uint32 [n].
+
+    `auto` takes the smallest. Raises InvalidIndex when a gap does not fit the width.
+    """
+    gaps = np.diff(index, prepend=np.int64(-1)) - 1
+    largest = int(gaps.max(initial=0))
+    if width == "auto":
+        width = _smallest(gaps, largest)
+    if width == "u8":
+        return _encode_u8(gaps)
+    if width not in _LIMITS:
+        raise InvalidIndex(f"unsupported index width {width!r}; choose auto, {', '.join(WIDTHS)}")
+    if largest > _LIMITS[width]:
+        raise InvalidIndex(f"a gap of {largest} does not fit {width}; choose auto")
+    return gaps.astype(np.uint16 if width == "u16" else np.uint32)
+
+
+def decode(raw: Array, count: int, numel: int, name: str) -> Array:
+    """The int64 [count] indices in `raw`, each below `numel`; raises InvalidIndex.
+
+    Allocates 8 bytes for each of `count` (which the file backs with values) and a bounded chunk.
+    """
+    _check_count(raw, count, name)
+    index = np.empty(count, np.int64)
+    done, start = 0, 0
+    for offset in range(0, len(raw), _CHUNK):
+        chunk = raw[offset : offset + _CHUNK]
+        # At most 2^20 gaps of 32 bits on top of a start below 2^49: uint64 cannot wrap.
+        positions = np.cumsum(chunk, dtype=np.uint64)
+        total = int(positions[-1])
+        if raw.dtype == np.uint8:
+            positions = positions[chunk != ESCAPE]
+        positions += np.arange(start, start + len(positions), dtype=np.uint64)
+        start += total + len(positions)
+        if start > numel:
+            raise InvalidIndex(f"{name} has index {start - 1}, outside of {numel} elements")
+        index[done : done + len(positions)] = positions
+        done += len(positions)
+    return index
+
+
+def _check_count(raw: Array, count: int, name: str) -> None:
+    if raw.dtype != np.uint8:
+        gaps = len(raw)
+    elif len(raw) and raw[-1] == ESCAPE:
+        raise InvalidIndex(f"{name} ends within a gap")
+    else:
+        gaps = int(np.count_nonzero(raw != ESCAPE))
+    if gaps != count:
+        raise InvalidIndex(f"{name} has {gaps} indices for {count} values")
+
+
+def _smallest(gaps: Array, largest: int) -> str:
+    """The width with the fewest bytes; the narrowest among equals."""
+    sizes = {"u8": len(gaps) + int((gaps // ESCAPE).sum())}
+    sizes |= {w: _SIZES[w] * len(gaps) for w, limit in _LIMITS.items() if largest <= limit}
+    return min(sizes, key=sizes.__getitem__)
+
+
+def _encode_u8(gaps: Array) -> Array:
+    escapes, rest = np.divmod(gaps, ESCAPE)
+    ends = np.cumsum(escapes + 1) - 1
+    raw = np.full(int(ends[-1]) + 1 if len(ends) else 0, ESCAPE, np.uint8)
+    raw[ends] = rest
+    return raw

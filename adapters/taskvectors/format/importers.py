@@ -1,0 +1,223 @@
+"""Adapters of other libraries as task vectors: PEFT LoRA folders.
+
+`delta = scale * B @ A` with `scale = alpha / r`, or `alpha / sqrt(r)` for rank-stabilised LoRA
+(arXiv 2312.03732); A and B are stored as they are. What is not such a product is refused.
+"""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskvectors.checkpoint import Checkpoint, fingerprint, read_json
+from taskvectors.delta import VALUE_DTYPES, Array, LowRankDelta
+from taskvectors.errors import InvalidCheckpoint, UnsupportedAdapter
+from taskvectors.format.header import match_shape
+from taskvectors.format.metadata import card
+from taskvectors.format.writer import VectorWriter
+from taskvectors.vector import BaseInfo
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."
+_FACTOR = re.compile(r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB])(?:\.weight)?")
+_FULL_WEIGHT = re.compile(r"(?P<module>.+?)(?:\.base_layer)?\.weight")
+
+_REFUSED: Mapping[str, str] = {
+    "use_dora": "DoRA rescales the base weight, so it is no sum",
+    "modules_to_save": "whole modules were trained; extract from the merged checkpoint instead",
+    "lora_bias": "a bias on B is not part of B @ A",
+    "fan_in_fan_out": "its layers store transposed weights",
+    "trainable_token_indices": "single token embeddings were trained",
+    "alora_invocation_tokens": "it is active on some tokens only",
+    "use_qalora": "it pools inputs before A",
+    "monteclora_config": "it samples",
+    "layer_replication": "it changes the number of layers",
+    "target_parameters": "it adapts bare parameters",
+    "use_bdlora": "its factors are block-diagonal",
+    "arrow_config": "it routes between adapters",
+    "kasa_config": "it changes the base weight",
+    "megatron_config": "its layers are Megatron's",
+}
+_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True)
+class _Config:
+    """The fields of adapter_config.json that decide the scale."""
+
+    rank: int
+    alpha: float
+    rslora: bool
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+
+    def rank_of(self, module: str) -> int:
+        return int(_pattern_value(self.rank_pattern, module, self.rank))
+
+    def scale_of(self, module: str) -> float:
+        alpha = float(_pattern_value(self.alpha_pattern, module, self.alpha))
+        rank = self.rank_of(module)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def import_lora(
+    peft_dir: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    base_dir: str | os.PathLike[str] | None = None,
+    value_dtype: str | None = None,
+) -> str:
+    """Write the task vector of a PEFT LoRA folder to `out`; return the file's digest.
+
+    The base is `base_dir`, else the folder that the adapter names; where neither is at hand, the
+    vector is unverified: it keeps the base's name without a fingerprint.
+    Raises UnsupportedAdapter, InvalidCheckpoint, BaseMismatch, InvalidFile, OSError.
+    """
+    folder = Path(peft_dir)
+    fields = read_json(folder / CONFIG)
+    config = _parse_config(fields)
+    base = _find_base(fields, base_dir)
+    name = _base_name(fields, base)
+    adapter = Checkpoint.open(folder, weights=WEIGHTS)
+    factors = _pair_factors(adapter, base)
+    info = BaseInfo(name, None if base is None else fingerprint(base))
+    with VectorWriter(out, info, value_dtype=value_dtype) as writer:
+        for module, parts in factors.items():
+            delta = _delta(module, parts, adapter, config)
+            if base is not None:
+                _check_tied(module, parts, fields, base)
+                match_shape(f"{module}.weight", delta.shape, base.shapes.get(f"{module}.weight"))
+            writer.add(f"{module}.weight", delta)
+        return writer.finish(
+            card(
+                base_model=name,
+                base_model_relation="adapter",
+                extraction={"method": "peft_lora", "rslora": config.rslora},
+            )
+        )
+
+
+def _parse_config(fields: Mapping[str, Any]) -> _Config:
+    if fields.get("peft_type") != "LORA":
+        raise UnsupportedAdapter(f"unsupported adapter {fields.get('peft_type')!r}; choose LORA")
+    if fields.get("bias", "none") != "none":
+        raise UnsupportedAdapter(
+            f"bias={fields['bias']!r}: biases were trained; only 'none' is read"
+        )
+    for key, reason in _REFUSED.items():
+        if fields.get(key):
+            raise UnsupportedAdapter(f"{key}={str(fields[key])[:80]}: {reason}")
+    if fields.get("init_lora_weights", True) not in _INITS:
+        raise UnsupportedAdapter(
+            f"init_lora_weights={fields['init_lora_weights']!r} changes the base weight; convert"
+            " the adapter to a plain LoRA when saving it"
+        )
+    try:
+        return _Config(
+            int(fields["r"]),
+            float(fields["lora_alpha"]),
+            bool(fields.get("use_rslora")),
+            dict(fields.get("rank_pattern") or {}),
+            dict(fields.get("alpha_pattern") or {}),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnsupportedAdapter(f"{CONFIG} lacks a usable field: {error!r}") from error
+
+
+def _pattern_value(patterns: Mapping[str, float], module: str, default: float) -> float:
+    """The first pattern that matches the module's name or its trailing components, as in PEFT."""
+    try:
+        return next(
+            (v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default
+        )
+    except re.error as error:
+        raise UnsupportedAdapter(f"a rank or alpha pattern is no valid regex: {error}") from error
+
+
+def _find_base(
+    fields: Mapping[str, Any], base_dir: str | os.PathLike[str] | None
+) -> Checkpoint | None:
+    if base_dir is not None:
+        return Checkpoint.open(base_dir)
+    named = fields.get("base_model_name_or_path")
+    return Checkpoint.open(named) if named and Path(named).is_dir() else None
+
+
+def _base_name(fields: Mapping[str, Any], base: Checkpoint | None) -> str:
+    """The Hub name as the adapter gives it; of a local path only the last component."""
+    named = str(fields.get("base_model_name_or_path") or "")
+    if base is not None and (not named or Path(named).is_dir() or Path(named).is_absolute()):
+        return base.directory.resolve().name
+    return Path(named).name if Path(named).is_absolute() else named
+
+
+def _pair_factors(adapter: Checkpoint, base: Checkpoint | None) -> dict[str, dict[str, str]]:
+    """Module to {"lora_A": tensor name, "lora_B": tensor name}, or the embedding's parts."""
+    modules: dict[str, dict[str, str]] = {}
+    for name in adapter.names:
+        inner = name.removeprefix(_PREFIX)
+        if match := _FACTOR.fullmatch(inner):
+            modules.setdefault(match["module"], {})[match["part"]] = name
+        elif match := _FULL_WEIGHT.fullmatch(inner):
+            _check_copy_of_base(f"{match['module']}.weight", adapter.read(name), base)
+        else:
+            raise UnsupportedAdapter(f"tensor {name} is neither lora_A nor lora_B")
+    for module, parts in modules.items():
+        if sorted(parts) not in (["lora_A", "lora_B"], ["lora_embedding_A", "lora_embedding_B"]):
+            raise UnsupportedAdapter(f"{module} needs an A and a B, not {', '.join(sorted(parts))}")
+    return modules
+
+
+def _delta(
+    module: str, parts: Mapping[str, str], adapter: Checkpoint, config: _Config
+) -> LowRankDelta:
+    a, b = (_as_value(adapter.read(parts[key])) for key in sorted(parts))
+    if a.ndim != 2 or b.ndim != 2:
+        raise UnsupportedAdapter(
+            f"{module} is no linear layer: A {list(a.shape)}, B {list(b.shape)}"
+        )
+    if not a.shape[0] == b.shape[1] == config.rank_of(module):
+        raise UnsupportedAdapter(
+            f"{module} has A {list(a.shape)} and B {list(b.shape)}; the configuration says rank"
+            f" {config.rank_of(module)}"
+        )
+    if a.dtype != b.dtype:
+        a, b = a.astype(np.float32), b.astype(np.float32)
+    if "lora_embedding_A" in parts:  # the weight is [tokens, dim]: (B A) transposed
+        a, b = np.ascontiguousarray(b.T), np.ascontiguousarray(a.T)
+    return LowRankDelta((b.shape[0], a.shape[1]), a, b, config.scale_of(module))
+
+
+def _as_value(array: Array) -> Array:
+    return array if array.dtype in VALUE_DTYPES else array.astype(np.float32)
+
+
+def _check_tied(
+    module: str, parts: Mapping[str, str], fields: Mapping[str, Any], base: Checkpoint
+) -> None:
+    """On a tied base an adapted embedding without an adapted head is no change of one weight."""
+    if "lora_embedding_A" in parts and base.is_tied and not fields.get("ensure_weight_tying"):
+        raise UnsupportedAdapter(
+            f"{module} is tied to lm_head in the base, but ensure_weight_tying is off"
+        )
+
+
+def _check_copy_of_base(name: str, stored: Array, base: Checkpoint | None) -> None:
+    """PEFT may save whole embeddings beside the factors: fine while they are the base's own."""
+    if base is None:
+        raise UnsupportedAdapter(f"{name} is saved whole; give the base to compare it with")
+    tied = base.is_tied and name == "lm_head.weight"
+    own = next((n for n in base.names if tied and n.endswith("embed_tokens.weight")), name)
+    try:
+        unchanged = np.array_equal(base.read(own).astype(stored.dtype), stored)
+    except InvalidCheckpoint:
+        unchanged = False
+    if not unchanged:
+        raise UnsupportedAdapter(f"{name} is saved whole and differs from the base's")

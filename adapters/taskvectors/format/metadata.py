@@ -1,0 +1,65 @@
+"""The optional fields of a task vector file: its model card, its extraction, its provenance.
+
+In the file every field is a string; `license`, `base_model` and `base_model_relation` are plain
+text, the others JSON. In memory they are what the JSON says. The words are the Hub's own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from taskvectors.errors import InvalidHeader
+from taskvectors.format import strict_json
+
+TEXT_FIELDS = ("license", "base_model", "base_model_relation")
+LIST_FIELDS = ("tags", "language")
+OBJECT_FIELDS = ("extraction", "provenance")
+FIELDS = (*TEXT_FIELDS, *LIST_FIELDS, *OBJECT_FIELDS)
+
+
+def card(
+    *,
+    license: str | None = None,
+    base_model: str | None = None,
+    base_model_relation: str | None = None,
+    tags: list[str] | None = None,
+    language: list[str] | None = None,
+    extraction: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The metadata of a TaskVector, without the fields that are not given."""
+    given = locals()
+    return {name: given[name] for name in FIELDS if given[name] is not None}
+
+
+def encode(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Fields in memory to strings of the file; raises InvalidHeader."""
+    for name, value in metadata.items():
+        _check(name, value)
+    return {
+        name: value if name in TEXT_FIELDS else strict_json.dumps(value)
+        for name, value in metadata.items()
+    }
+
+
+def decode(strings: Mapping[str, str]) -> dict[str, Any]:
+    """Strings of the file to fields in memory; raises InvalidHeader."""
+    fields = {
+        name: text if name in TEXT_FIELDS else strict_json.loads(text.encode(), name)
+        for name, text in strings.items()
+    }
+    for name, value in fields.items():
+        _check(name, value)
+    return fields
+
+
+def _check(name: str, value: Any) -> None:
+    if name not in FIELDS:
+        raise InvalidHeader(f"unknown metadata field {name!r}; choose {', '.join(FIELDS)}")
+    if name in TEXT_FIELDS and not isinstance(value, str):
+        raise InvalidHeader(f"{name} must be a string")
+    if name in LIST_FIELDS and not (
+        isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    ):
+        raise InvalidHeader(f"{name} must be a list of strings")
+    if name in OBJECT_FIELDS and not isinstance(value, Mapping):
+        raise InvalidHeader(f"{name} must be an object")

@@ -1,0 +1,109 @@
+"""Reading task vector files. They are hostile until each check has passed."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import BinaryIO
+
+from taskvectors.delta import Array, Delta, DenseDelta, LowRankDelta, Shape, SparseDelta
+from taskvectors.errors import ChecksumMismatch, NonFiniteValue
+from taskvectors.format import gaps
+from taskvectors.format.container import as_array, open_regular, read_bytes, read_container
+from taskvectors.format.dtypes import is_finite
+from taskvectors.format.header import (
+    FileHeader,
+    ParameterSpec,
+    check_against_base,
+    parse_header,
+    tensor_names,
+)
+from taskvectors.vector import TaskVector
+
+StrPath = str | os.PathLike[str]
+_CHUNK = 1 << 20
+
+
+def read_header(path: StrPath) -> FileHeader:
+    """The header, checked with the layout; no tensor is read. Raises InvalidFile, OSError."""
+    with open_regular(path) as file:
+        return parse_header(read_container(file))
+
+
+def read_vector(path: StrPath, *, expected_digest: str | None = None) -> TaskVector:
+    """The whole vector, fully validated. Raises InvalidFile, OSError.
+
+    With `expected_digest`, the header that the tensors' checksums come from is the very one that
+    went into the digest, so a file that changes while it is read cannot slip through.
+    """
+    with open_regular(path) as file:
+        container = read_container(file)
+        header = parse_header(container)
+        if expected_digest is not None:
+            _check_digest(file, container.head, expected_digest)
+        parameters = {name: _read_delta(file, header, name) for name in header.parameters}
+    return TaskVector(header.base, parameters, header.metadata)
+
+
+def validate_file(
+    path: StrPath,
+    *,
+    base_shapes: Mapping[str, Shape] | None = None,
+    base_fingerprint: str | None = None,
+) -> FileHeader:
+    """Check all that read_vector checks, one parameter in memory at a time.
+
+    Raises InvalidFile, OSError, and BaseMismatch where the base is given and another.
+    """
+    with open_regular(path) as file:
+        header = parse_header(read_container(file))
+        check_against_base(header, base_shapes, base_fingerprint)
+        for name in header.parameters:
+            _read_delta(file, header, name)
+    return header
+
+
+def file_digest(path: StrPath) -> str:
+    """sha256 of the file's bytes, in hex: the identity of a task vector file."""
+    with open_regular(path) as file:
+        return _digest_of_rest(file, b"")
+
+
+def _check_digest(file: BinaryIO, head: bytes, expected: str) -> None:
+    file.seek(len(head))
+    actual = _digest_of_rest(file, head)
+    if actual != expected:
+        raise ChecksumMismatch(f"the file has digest {actual}, not {expected}")
+
+
+def _digest_of_rest(file: BinaryIO, head: bytes) -> str:
+    digest = hashlib.sha256(head)
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_delta(file: BinaryIO, header: FileHeader, name: str) -> Delta:
+    spec = header.parameters[name]
+    arrays = [_read_tensor(file, header, tensor) for tensor in tensor_names(name, spec.kind)]
+    return _build_delta(name, spec, arrays)
+
+
+def _read_tensor(file: BinaryIO, header: FileHeader, name: str) -> Array:
+    info = header.tensors[name]
+    data = read_bytes(file, name, info)
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != header.checksums[name]:
+        raise ChecksumMismatch(f"{name} has sha256 {actual}, not {header.checksums[name]}")
+    return as_array(data, info)
+
+
+def _build_delta(name: str, spec: ParameterSpec, arrays: list[Array]) -> Delta:
+    values = arrays[1:] if spec.kind == "sparse" else arrays
+    if not all(map(is_finite, values)):
+        raise NonFiniteValue(f"{name} holds a value that is NaN or infinite")
+    if spec.kind == "sparse":
+        index = gaps.decode(arrays[0], spec.nnz, spec.numel, name)
+        return SparseDelta(spec.shape, index, arrays[1])
+    if spec.kind == "low_rank":
+        return LowRankDelta(spec.shape, arrays[0], arrays[1], spec.scale)
+    return DenseDelta(arrays[0])

@@ -1,0 +1,191 @@
+"""Writing task vector files: deterministic bytes, and never a half-written file under its name.
+
+The order of tensors and keys is fixed (docs/format.md), so equal vectors are equal files.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from taskvectors.delta import Array, Delta, DenseDelta, LowRankDelta, Shape, SparseDelta
+from taskvectors.durable import replacing
+from taskvectors.errors import HeaderTooLarge, InvalidTensor, NonFiniteValue
+from taskvectors.format import gaps, metadata, strict_json
+from taskvectors.format.container import LENGTH, MAX_HEADER, parse_container
+from taskvectors.format.dtypes import DTYPES, NAMES, VALUE_NAMES, is_finite
+from taskvectors.format.header import FORMAT, KIND, VERSION, parse_header, tensor_names
+from taskvectors.vector import BaseInfo, TaskVector
+
+_ALIGNMENT = 8
+_COPY_CHUNK = 1 << 20
+
+
+def write_vector(
+    vector: TaskVector,
+    path: str | os.PathLike[str],
+    *,
+    value_dtype: str | None = None,
+    index: str = "auto",
+) -> str:
+    """Write `vector` and return the file's digest.
+
+    value_dtype: fp32, bf16, fp16, or None to keep each delta's own. index: u8, u16, u32 or auto.
+    Raises InvalidFile for what the format cannot hold (and NonFiniteValue for an overflow).
+    """
+    with VectorWriter(path, vector.base, value_dtype=value_dtype, index=index) as writer:
+        for name, delta in vector.parameters.items():
+            writer.add(name, delta)
+        return writer.finish(vector.metadata)
+
+
+def cast_values(values: Array, value_dtype: str | None, name: str) -> Array:
+    """`values` as fp32, bf16 or fp16 (None keeps them); raises NonFiniteValue, InvalidTensor."""
+    if value_dtype is not None:
+        if value_dtype not in VALUE_NAMES:
+            raise InvalidTensor(
+                f"unsupported value dtype {value_dtype!r}; choose {', '.join(VALUE_NAMES)}"
+            )
+        with np.errstate(over="ignore"):
+            values = values.astype(DTYPES[VALUE_NAMES[value_dtype]])
+    if not is_finite(values):
+        raise NonFiniteValue(f"{name} holds a value that is no finite {NAMES[values.dtype]}")
+    return values
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in the spool file."""
+
+    dtype: str
+    shape: Shape
+    offset: int
+    nbytes: int
+    sha256: str
+
+
+class VectorWriter:
+    """Takes deltas one by one, keeping only their encoded bytes, in an unnamed file beside `path`.
+
+    Use as a context manager: `add` for each parameter in any order, then `finish` once. Without
+    `finish` nothing appears under `path`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        base: BaseInfo,
+        *,
+        value_dtype: str | None = None,
+        index: str = "auto",
+    ) -> None:
+        self.path = Path(path)
+        self._base = base
+        self._value_dtype = value_dtype
+        self._index = index
+        self._tensors: dict[str, _Stored] = {}
+        self._parameters: dict[str, dict[str, Any]] = {}
+        self._spool: IO[bytes] = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115
+
+    def __enter__(self) -> "VectorWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._spool.close()
+
+    def add(self, name: str, delta: Delta) -> None:
+        """Encode one parameter; raises InvalidIndex, InvalidTensor, NonFiniteValue."""
+        kind, arrays = self._encode(name, delta)
+        fields: dict[str, Any] = {"kind": kind, "shape": list(delta.shape)}
+        if isinstance(delta, LowRankDelta):
+            fields["scale"] = float(delta.scale)
+        self._parameters[name] = fields
+        for tensor, array in zip(tensor_names(name, kind), arrays, strict=True):
+            self._store(tensor, array)
+
+    def finish(self, fields: Mapping[str, Any]) -> str:
+        """Write the file with these metadata fields under its name; return its digest.
+
+        Raises HeaderTooLarge, InvalidHeader or InvalidTensor for what a reader would refuse.
+        """
+        order = sorted(self._tensors, key=lambda name: (-self._width(name), name))
+        head = self._head(order, fields)
+        total = len(head) + sum(stored.nbytes for stored in self._tensors.values())
+        parse_header(parse_container(head, total))
+        digest = hashlib.sha256(head)
+        with replacing(self.path) as file:
+            file.write(head)
+            for name in order:
+                for chunk in self._chunks(self._tensors[name]):
+                    digest.update(chunk)
+                    file.write(chunk)
+        return digest.hexdigest()
+
+    def _encode(self, name: str, delta: Delta) -> tuple[str, list[Array]]:
+        if isinstance(delta, SparseDelta):
+            values = cast_values(delta.values, self._value_dtype, name)
+            return "sparse", [gaps.encode(delta.index, self._index), values]
+        if isinstance(delta, LowRankDelta):
+            a, b = (cast_values(part, self._value_dtype, name) for part in (delta.a, delta.b))
+            return "low_rank", [a, b]
+        assert isinstance(delta, DenseDelta)
+        return "dense", [cast_values(delta.values, self._value_dtype, name)]
+
+    def _store(self, name: str, array: Array) -> None:
+        dtype = array.dtype.newbyteorder("<")
+        data = np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8).data
+        shape = tuple(int(size) for size in array.shape)
+        sha256 = hashlib.sha256(data).hexdigest()
+        self._tensors[name] = _Stored(NAMES[dtype], shape, self._spool.tell(), data.nbytes, sha256)
+        self._spool.write(data)
+
+    def _width(self, name: str) -> int:
+        return int(DTYPES[self._tensors[name].dtype].itemsize)
+
+    def _head(self, order: list[str], fields: Mapping[str, Any]) -> bytes:
+        base = {"name": self._base.name, "fingerprint": self._base.fingerprint}
+        checksums = {name: stored.sha256 for name, stored in self._tensors.items()}
+        strings = metadata.encode(fields) | {
+            "format": FORMAT,
+            "version": VERSION,
+            "kind": KIND,
+            "base": strict_json.dumps(base),
+            "parameters": strict_json.dumps(self._parameters),
+            "sha256": strict_json.dumps(checksums),
+        }
+        entries: dict[str, Any] = {"__metadata__": strings}
+        position = 0
+        for name in order:
+            stored = self._tensors[name]
+            end = position + stored.nbytes
+            offsets = [position, end]
+            entries[name] = {
+                "dtype": stored.dtype,
+                "shape": list(stored.shape),
+                "data_offsets": offsets,
+            }
+            position = end
+        text = strict_json.dumps(entries).encode()
+        text += b" " * (-len(text) % _ALIGNMENT)
+        if len(text) > MAX_HEADER:
+            raise HeaderTooLarge(f"the header has {len(text)} bytes; at most {MAX_HEADER} fit")
+        return LENGTH.pack(len(text)) + text
+
+    def _chunks(self, stored: _Stored) -> Iterator[bytes]:
+        self._spool.seek(stored.offset)
+        left = stored.nbytes
+        while left:
+            chunk = self._spool.read(min(left, _COPY_CHUNK))
+            left -= len(chunk)
+            yield chunk

@@ -1,0 +1,221 @@
+"""A store in a folder: `blobs/sha256/ab/<digest>.safetensors`, `names/`, `incoming/`, `.lock`.
+
+Blobs are read-only and appear by rename, so readers need no lock. Whoever changes names or drops
+blobs holds the lock file.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+
+from taskvectors.durable import rename, sync_directory
+from taskvectors.errors import (
+    ChecksumMismatch,
+    InvalidFile,
+    InvalidReference,
+    VectorInUse,
+    VectorNotFound,
+)
+from taskvectors.format import FileHeader, file_digest, read_header, validate_file
+from taskvectors.format.container import open_regular
+from taskvectors.spec import Reference
+from taskvectors.store.base import Entry, Resolved
+from taskvectors.store.names import Names
+
+_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
+_CHUNK = 1 << 20
+_HEADERS = 256
+_STALE_SECONDS = 24 * 3600
+
+
+class DirectoryStore:
+    """The default store; see Store for what the methods promise."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        """Open or create the store at `root`."""
+        self.root = Path(root).resolve()
+        self._blobs = self.root / "blobs" / "sha256"
+        self._incoming = self.root / "incoming"
+        for folder in (self._blobs, self._incoming, self.root / "names"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._names = Names(self.root / "names")
+        self._read_header = lru_cache(_HEADERS)(read_header)
+        self._sweep_incoming()
+
+    def add(self, path: str | os.PathLike[str]) -> str:
+        """Copy, then validate the copy; raises InvalidFile, OSError."""
+        temporary = self.new_upload()
+        try:
+            digest = _copy(path, temporary)
+            validate_file(temporary)
+            with self._locked():
+                self._place(temporary, digest)
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+        return digest
+
+    def new_upload(self) -> Path:
+        """A fresh path in `incoming/`; what is left there for a day is swept."""
+        return self._incoming / f"{uuid.uuid4().hex}.part"
+
+    def adopt(self, temp_path: Path, digest: str) -> Path:
+        """Raises InvalidFile for a path not in `incoming/`, ChecksumMismatch for a wrong digest."""
+        self._check_upload(temp_path, _key(digest))
+        with self._locked():
+            return self._place(temp_path, _key(digest))
+
+    def publish(self, temp_path: Path, digest: str, name_path: str) -> int:
+        """`adopt` and `assign` at once, with no moment between them for a `remove`."""
+        reference = _plain_name(name_path)
+        self._check_upload(temp_path, _key(digest))
+        with self._locked():
+            self._place(temp_path, _key(digest))
+            return self._assign(reference, _key(digest))
+
+    def path(self, digest: str) -> Path:
+        """Raises VectorNotFound."""
+        path = self._blob(_key(digest))
+        if path.is_symlink() or not path.is_file():
+            raise VectorNotFound(f"no task vector sha256:{_key(digest)}")
+        return path
+
+    def header(self, digest: str) -> FileHeader:
+        """Remembers the last 256 headers."""
+        return self._read_header(self.path(digest))
+
+    def assign(self, name_path: str, digest: str) -> int:
+        """Raises VectorNotFound, InvalidReference."""
+        reference = _plain_name(name_path)
+        with self._locked():
+            return self._assign(reference, _key(digest))
+
+    def resolve(self, reference: Reference) -> Resolved:
+        """Raises VectorNotFound."""
+        if reference.path is None:
+            self.path(str(reference.digest))
+            return Resolved(None, None, str(reference.digest))
+        entry = self._entry(reference)
+        self.path(entry.digest)
+        return Resolved(entry.name, entry.version, entry.digest)
+
+    def entries(self) -> list[Entry]:
+        """Sorted by name, then version."""
+        return [entry for record in self._names.records() for entry in record.versions]
+
+    def remove(self, reference: Reference) -> None:
+        """Raises VectorNotFound, VectorInUse."""
+        with self._locked():
+            if reference.path is None:
+                gone = [self._unnamed(str(reference.digest))]
+            else:
+                gone = self._forget(reference)
+            used = {entry.digest for entry in self.entries()}
+            for digest in gone:
+                if digest not in used:
+                    self._blob(digest).unlink(missing_ok=True)
+
+    def _forget(self, reference: Reference) -> list[str]:
+        """Take versions out of a record; return their digests."""
+        entry = self._entry(reference)
+        record = self._names.load(reference)
+        pinned = reference.version is not None or reference.digest is not None
+        gone = (entry,) if pinned else record.versions
+        for version in gone:
+            record = record.without(version)
+        self._names.save(record)
+        return [version.digest for version in gone]
+
+    def _unnamed(self, digest: str) -> str:
+        self.path(digest)
+        for entry in self.entries():
+            if entry.digest == digest:
+                raise VectorInUse(
+                    f"sha256:{digest} is {entry.name}@{entry.version}; remove that version"
+                )
+        return digest
+
+    def _entry(self, reference: Reference) -> Entry:
+        record = self._names.load(reference)
+        entry = record.find(reference)
+        if entry is None:
+            raise self._names.not_found(reference, record)
+        return entry
+
+    def _check_upload(self, temp_path: Path, digest: str) -> None:
+        if temp_path.parent.resolve() != self._incoming or temp_path.is_symlink():
+            raise InvalidFile(f"{temp_path.name} is not in the store's incoming folder")
+        actual = file_digest(temp_path)
+        if actual != digest:
+            raise ChecksumMismatch(f"the upload has digest {actual}, not {digest}")
+        with temp_path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def _assign(self, reference: Reference, digest: str) -> int:
+        """Under the lock."""
+        size = self.path(digest).stat().st_size
+        record = self._names.load(reference).with_digest(digest, size)
+        self._names.save(record)
+        return record.versions[-1].version
+
+    def _place(self, temporary: Path, digest: str) -> Path:
+        """Under the lock: move a synced file to its blob; an equal one already there stays."""
+        blob = self._blob(digest)
+        if blob.is_file() and not blob.is_symlink():
+            temporary.unlink()
+            return blob
+        if not blob.parent.exists():
+            blob.parent.mkdir()
+            sync_directory(self._blobs)
+        temporary.chmod(0o444)
+        rename(temporary, blob)
+        return blob
+
+    def _blob(self, digest: str) -> Path:
+        return self._blobs / digest[:2] / f"{digest}.safetensors"
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Exclusive among threads and processes: each call opens the lock file anew."""
+        with (self.root / ".lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _sweep_incoming(self) -> None:
+        for path in self._incoming.glob("*.part"):
+            with suppress(FileNotFoundError):
+                if path.lstat().st_mtime < time.time() - _STALE_SECONDS:
+                    path.unlink()
+
+
+def _key(digest: str) -> str:
+    match = _DIGEST.fullmatch(digest)
+    if match is None:
+        raise VectorNotFound(f"{digest[:80]!r} is no digest; use 64 hex digits")
+    return match[1]
+
+
+def _plain_name(name_path: str) -> Reference:
+    reference = Reference.parse(name_path)
+    if reference.path != name_path:
+        raise InvalidReference(f"{name_path!r} must be name or namespace/name, without a version")
+    return reference
+
+
+def _copy(source: str | os.PathLike[str], target: Path) -> str:
+    """Copy with fsync; return the digest of what was written."""
+    digest = hashlib.sha256()
+    with open_regular(source) as reader, target.open("xb") as writer:
+        while chunk := reader.read(_CHUNK):
+            digest.update(chunk)
+            writer.write(chunk)
+        writer.flush()
+        os.fsync(writer.fileno())
+    return digest.hexdigest()
