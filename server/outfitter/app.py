@@ -1,0 +1,77 @@
+"""The HTTP application: routes, the lifespan of their dependencies, and OpenAI-shaped errors."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from taskvectors.errors import TaskVectorError
+
+from outfitter.config import GatewayConfig
+from outfitter.deps import Hooks, open_gateway
+from outfitter.errors import ApiError, from_task_vector_error
+from outfitter.routes import health, openai, task_vectors
+
+
+def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:
+    """The gateway as an ASGI application; its engine starts and stops with the lifespan."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_gateway(config, hooks or Hooks()) as gateway:
+            app.state.gateway = gateway
+            yield
+
+    app = FastAPI(
+        lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    for routes in (health, openai, task_vectors):
+        app.include_router(routes.router)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(TaskVectorError, _task_vector_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(Exception, _unexpected)
+    return app
+
+
+def error_response(error: ApiError) -> Response:
+    """An error as the client gets it; plain ASCII, so that no text can break it."""
+    content = json.dumps(error.body)
+    return Response(content, error.status, dict(error.headers), media_type="application/json")
+
+
+def _api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+def _task_vector_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, TaskVectorError)
+    return error_response(from_task_vector_error(error))
+
+
+def _http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path[:200]}"
+    messages = {404: f"unknown route: {where}", 405: f"method not allowed: {where}"}
+    codes = {404: "unknown_route", 405: "method_not_allowed"}
+    status = error.status_code
+    message = messages.get(status, str(error.detail))
+    headers = error.headers or {}
+    return error_response(ApiError(status, message, codes.get(status), headers=headers))
+
+
+def _validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return error_response(ApiError(400, f"{where}: {first['msg']}", "invalid_parameter", where))
+
+
+def _unexpected(_: Request, __: Exception) -> Response:
+    message = "an error of the gateway itself; its log says more"
+    return error_response(ApiError(500, message, "internal_error"))

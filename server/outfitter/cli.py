@@ -1,0 +1,63 @@
+"""The command line of Outfitter."""
+
+from typing import Annotated, Any
+
+import typer
+from taskvectors import __version__
+from taskvectors.errors import TaskVectorError
+from typer.core import TyperGroup
+
+from outfitter.client import GatewayError
+from outfitter.commands import files, serve, vectors
+from outfitter.config import InvalidConfig
+
+EXPECTED = (TaskVectorError, InvalidConfig, GatewayError, OSError)
+"""What a person can mend: told in one line, without a traceback."""
+
+
+class _Commands(TyperGroup):
+    """The group of commands; expected errors end in one clear line and status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except EXPECTED as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Serve many custom models from one resident base: task vectors, mixed per request.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(serve.serve)
+app.command()(files.extract)
+app.command("import-lora")(files.import_lora)
+app.command()(files.inspect)
+app.command()(vectors.push)
+app.command("list")(vectors.list_vectors)
+app.command()(vectors.delete)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"outfitter {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The entry point of the `outfitter` command."""
+    app()

@@ -1,0 +1,124 @@
+"""The gateway's configuration: read once, frozen, derived by property."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+MAX_VECTORS_RESIDENT = 64
+ADMISSION_TIMEOUT_S = 30.0
+
+# What the gateway itself tells the engine; a user who sets one of these means another gateway.
+RESERVED_ENGINE_FLAGS = {
+    "--model": "--model",
+    "--served-model-name": "--name",
+    "--uds": None,
+    "--host": "--host",
+    "--port": "--port",
+    "--dtype": "--dtype",
+    "--max-model-len": "--max-model-len",
+    "--enable-lora": None,
+    "--no-enable-lora": None,
+    "--max-loras": "--slots",
+    "--max-cpu-loras": "--slots",
+    "--max-lora-rank": None,
+    "--lora-modules": None,
+    "--additional-config": None,
+    "--api-key": None,
+    "--root-path": None,
+    "--ssl-keyfile": None,
+    "--ssl-certfile": None,
+    "--disable-fastapi-docs": None,
+    "--config": None,
+}
+
+_UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1000, "m": 1000**2, "mb": 1000**2}
+_UNITS |= {"g": 1000**3, "gb": 1000**3, "t": 1000**4, "tb": 1000**4}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+
+class InvalidConfig(ValueError):
+    """A setting has a value that cannot be used; the message names both and the choices."""
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """Everything `outfitter serve` was told."""
+
+    model: Path
+    name: str
+    store: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    dtype: str = "auto"
+    slots: int = 64
+    pool_bytes: int = 2 * 2**30
+    max_upload_bytes: int = 4 * 2**30
+    max_body_bytes: int = 32 * 2**20
+    max_model_len: int | None = None
+    drain_seconds: int = 30
+    engine_args: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._require(self.dtype in DTYPES, "--dtype", self.dtype, f"choose {', '.join(DTYPES)}")
+        self._require(1 <= self.slots <= 4096, "--slots", self.slots, "use 1 to 4096")
+        self._require(0 <= self.port <= 65535, "--port", self.port, "use 1 to 65535")
+        self._require(
+            self.drain_seconds >= 0, "--drain-seconds", self.drain_seconds, "use 0 or more"
+        )
+        for option, value in (
+            ("--pool-bytes", self.pool_bytes),
+            ("--max-upload-bytes", self.max_upload_bytes),
+            ("--max-body-bytes", self.max_body_bytes),
+            ("--max-model-len", self.max_model_len or 1),
+        ):
+            self._require(value > 0, option, value, "use a positive number")
+        self._reject_reserved_flags()
+
+    @staticmethod
+    def _require(holds: bool, option: str, value: object, advice: str) -> None:
+        if not holds:
+            raise InvalidConfig(f"unsupported {option} {value!r}; {advice}")
+
+    def _reject_reserved_flags(self) -> None:
+        for arg in self.engine_args:
+            flag = arg.partition("=")[0].replace("_", "-")
+            if flag in RESERVED_ENGINE_FLAGS:
+                own = RESERVED_ENGINE_FLAGS[flag]
+                advice = f"use outfitter's own {own}" if own else "it is set by outfitter"
+                raise InvalidConfig(f"unsupported engine argument {flag!r}; {advice}")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the gateway."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches the gateway."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+def parse_size(text: str) -> int:
+    """`512MiB`, `2GiB`, `1.5GB` or a plain number of bytes; raises InvalidConfig."""
+    match = _SIZE.fullmatch(text.strip())
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise InvalidConfig(f"unsupported size {text!r}; use bytes or a unit such as 512MiB, 2GiB")
+    return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
+
+
+def model_name(model: str, name: str | None) -> str:
+    """The model name that clients use: given, else the folder's last part, else the repo id."""
+    if name:
+        return name
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else model

@@ -1,0 +1,149 @@
+"""What the routes depend on: opened when the app starts, closed when it stops."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+from taskvectors.checkpoint import cached_fingerprint, load_base_shapes
+from taskvectors.errors import TaskVectorError
+from taskvectors.spec import RequestedVector
+from taskvectors.store import DirectoryStore
+
+from outfitter.config import GatewayConfig
+from outfitter.control.fields import OPENAI_FIELDS, known_fields
+from outfitter.control.resolve import Plan, plan
+from outfitter.engine.command import engine_command, engine_environment
+from outfitter.engine.relay import Relay
+from outfitter.engine.supervisor import State, Supervisor
+from outfitter.errors import unavailable
+from outfitter.vectors import Base, Vectors
+
+log = logging.getLogger(__name__)
+
+MAX_UPLOADS = 4
+
+
+@dataclass
+class Hooks:
+    """How the gateway speaks to whoever started it; each can be replaced."""
+
+    announce: Callable[[str], None] = log.info
+    engine_log: Callable[[str], None] = log.info
+    on_ready: Callable[[], None] = lambda: None
+    on_failure: Callable[[str], None] = log.error
+    prepare_base: Callable[[GatewayConfig], Base] = lambda config: prepare_base(config)
+    command: Callable[[GatewayConfig, Path, str], Sequence[str]] = engine_command
+
+
+@dataclass
+class Gateway:
+    """The state of one gateway process; nothing in it outlives the process."""
+
+    config: GatewayConfig
+    hooks: Hooks
+    vectors: Vectors
+    base: Base | None = None
+    supervisor: Supervisor | None = None
+    relay: Relay | None = None
+    known_fields: dict[str, frozenset[str] | None] = field(default_factory=dict)
+    created: int = field(default_factory=lambda: int(time.time()))
+    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
+
+    async def run(self) -> None:
+        """Prepare the base and keep the engine alive, until cancelled or given up."""
+        try:
+            self.hooks.announce(f"fingerprinting the base in {self.config.model}")
+            self.base = await asyncio.to_thread(self.hooks.prepare_base, self.config)
+            self.hooks.announce(f"base {self.config.name}, fingerprint {self.base.fingerprint}")
+            await self._supervise(self.base)
+            self.hooks.on_failure("the engine could not be started; its log is above")
+        except (TaskVectorError, OSError) as error:
+            self.hooks.on_failure(f"cannot serve {self.config.model}: {error}")
+
+    async def _supervise(self, base: Base) -> None:
+        self.supervisor = Supervisor(
+            lambda socket: self.hooks.command(self.config, socket, base.fingerprint),
+            engine_environment(os.environ),
+            self.hooks.engine_log,
+            self._on_ready,
+        )
+        self.relay = Relay(self.supervisor.socket)
+        self.hooks.announce("starting the engine")
+        try:
+            await self.supervisor.run()
+        finally:
+            await self.relay.close()
+
+    async def _on_ready(self) -> None:
+        assert self.relay is not None
+        openapi = await self.relay.openapi()
+        self.known_fields = {name: known_fields(openapi, name) for name in OPENAI_FIELDS}
+        self.hooks.on_ready()
+
+    @property
+    def reason_not_ready(self) -> str | None:
+        """Why requests cannot be served now; None when they can."""
+        if self.base is None:
+            return "the base is being read and fingerprinted"
+        state = self.supervisor.state if self.supervisor is not None else State.NEW
+        return None if state is State.READY else state.value
+
+    def ready_relay(self) -> Relay:
+        """The way to the engine; raises ApiError (503) while there is none."""
+        if self.reason_not_ready is not None or self.relay is None:
+            raise unavailable(self.reason_not_ready or State.NEW.value, "engine_not_ready")
+        return self.relay
+
+    def ready_base(self) -> Base:
+        """The base; raises ApiError (503) while it is not known yet."""
+        if self.base is None:
+            raise unavailable(self.reason_not_ready or "", "engine_not_ready")
+        return self.base
+
+    async def plan(self, requested: Sequence[RequestedVector] | None) -> Plan:
+        """Decide how a request is served; reads the store in a thread."""
+        fingerprint = self.ready_base().fingerprint
+        decide = partial(plan, requested, self.vectors.resolve, fingerprint)
+        return await asyncio.to_thread(decide) if requested else decide()
+
+
+@asynccontextmanager
+async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gateway]:
+    """A gateway whose engine starts in the background, and is gone afterwards."""
+    gateway = Gateway(config, hooks, Vectors(DirectoryStore(config.store)))
+    task = asyncio.create_task(gateway.run())
+    try:
+        yield gateway
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def prepare_base(config: GatewayConfig) -> Base:
+    """Read what task vectors are checked against; the fingerprint is cached."""
+    shapes = load_base_shapes(config.model)
+    return Base(cached_fingerprint(config.model, cache_home() / "fingerprints"), dict(shapes))
+
+
+def cache_home() -> Path:
+    """Outfitter's folder under the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "outfitter"
+
+
+def _gateway(request: Request) -> Gateway:
+    gateway = request.app.state.gateway
+    assert isinstance(gateway, Gateway)
+    return gateway
+
+
+GatewayDep = Annotated[Gateway, Depends(_gateway)]

@@ -1,0 +1,1 @@
+"""The engine: its process, and the way to it."""

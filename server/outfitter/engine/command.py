@@ -1,0 +1,48 @@
+"""How the engine is started: its command line and its environment. Pure."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from outfitter.config import ADMISSION_TIMEOUT_S, MAX_VECTORS_RESIDENT, GatewayConfig
+
+_SETTINGS = {
+    "VLLM_PLUGINS": "taskvectors",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "HF_HUB_OFFLINE": "1",
+}
+_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+# Runtime LoRA endpoints take any path; an API key would lock the gateway itself out.
+_REMOVED = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY")
+
+
+def engine_command(config: GatewayConfig, socket: Path, fingerprint: str) -> list[str]:
+    """The command line of the vLLM child."""
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(config.model), "--served-model-name", config.name]
+    command += ["--uds", str(socket), "--dtype", config.dtype]
+    command += ["--enable-lora", "--max-loras", str(config.slots), "--max-lora-rank", "1"]
+    command += ["--additional-config", json.dumps(_additional_config(config, fingerprint))]
+    if config.max_model_len is not None:
+        command += ["--max-model-len", str(config.max_model_len)]
+    return [*command, *config.engine_args]
+
+
+def engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the vLLM child, from that of the gateway."""
+    kept = {key: value for key, value in environment.items() if key not in _REMOVED}
+    return {**_DEFAULTS, **kept, **_SETTINGS}
+
+
+def _additional_config(config: GatewayConfig, fingerprint: str) -> dict[str, object]:
+    settings = {
+        "store": str(config.store.resolve()),
+        "pool_bytes": config.pool_bytes,
+        "base_fingerprint": fingerprint,
+        "max_vectors": MAX_VECTORS_RESIDENT,
+        "admission_timeout_s": ADMISSION_TIMEOUT_S,
+    }
+    return {"task_vectors": settings}

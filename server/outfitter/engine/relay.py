@@ -1,0 +1,95 @@
+"""Carries requests to the engine and its answers back, as they come."""
+
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+
+from outfitter.engine.rewrite import Identity
+from outfitter.errors import ApiError, engine_died, type_for_status, unavailable
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 10.0
+_ORIGIN = "http://engine"
+_KEPT_HEADERS = ("content-type", "retry-after", "x-request-id")
+
+
+class Relay:
+    """A client of the engine's HTTP server on its unix socket."""
+
+    def __init__(self, socket: Path) -> None:
+        # Connecting costs microseconds; a connection kept alive can be closed under our feet.
+        connector = aiohttp.UnixConnector(str(socket), limit=0, force_close=True)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+            auto_decompress=False,
+            read_bufsize=2**18,
+            skip_auto_headers=("user-agent", "accept-encoding"),
+        )
+
+    async def close(self) -> None:
+        """Close every connection to the engine."""
+        await self._session.close()
+
+    @asynccontextmanager
+    async def post(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """POST a JSON body; leaving the context early aborts the request in the engine."""
+        headers = {"content-type": "application/json", **headers}
+        try:
+            response = await self._session.post(_ORIGIN + path, data=body, headers=headers)
+        except aiohttp.ClientConnectorError as error:
+            raise unavailable("the engine does not accept connections; try again") from error
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise engine_died() from error
+        try:
+            yield response
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise engine_died() from error
+        finally:
+            response.close()
+
+    async def openapi(self) -> Mapping[str, object]:
+        """The engine's own description of its routes; empty when it cannot be read."""
+        try:
+            async with self._session.get(_ORIGIN + "/openapi.json") as response:
+                fields = await response.json(content_type=None)
+                return fields if isinstance(fields, dict) else {}
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            log.warning("the engine's schema cannot be read (%s): unknown fields pass", error)
+            return {}
+
+
+def kept_headers(response: aiohttp.ClientResponse) -> dict[str, str]:
+    """The engine's headers that are the client's business."""
+    return {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
+
+
+def translate_error(status: int, body: bytes, identity: Identity) -> ApiError:
+    """Any error answer of the engine, in OpenAI's shape and without internal names."""
+    try:
+        fields: object = json.loads(body)
+    except (ValueError, RecursionError):
+        fields = body.decode(errors="replace")[:2000]
+    error = fields.get("error", fields) if isinstance(fields, dict) else fields
+    if not isinstance(error, dict):
+        error = {"message": error}
+    code, param, kind = error.get("code"), error.get("param"), error.get("type")
+    return ApiError(
+        status,
+        identity.scrub(_message(error)) or f"the engine answered with status {status}",
+        code if isinstance(code, str) else None,
+        param if isinstance(param, str) else None,
+        kind if isinstance(kind, str) and kind.endswith("_error") else type_for_status(status),
+    )
+
+
+def _message(error: Mapping[str, object]) -> str:
+    message = error.get("message", error.get("detail", error))
+    return message if isinstance(message, str) else json.dumps(message)

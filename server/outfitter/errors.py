@@ -1,0 +1,99 @@
+"""What a client is told when something goes wrong: OpenAI's error body, from one table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from taskvectors import errors as tv
+
+INVALID_REQUEST = "invalid_request_error"
+RATE_LIMIT = "rate_limit_error"
+SERVER_ERROR = "server_error"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one class of failure looks on the wire."""
+
+    status: int
+    type: str
+    code: str
+
+
+TABLE: Mapping[type[tv.TaskVectorError], Kind] = {
+    tv.InvalidReference: Kind(400, INVALID_REQUEST, "invalid_reference"),
+    tv.InvalidLoadout: Kind(400, INVALID_REQUEST, "invalid_loadout"),
+    tv.VectorNotFound: Kind(404, INVALID_REQUEST, "task_vector_not_found"),
+    tv.NameTaken: Kind(409, INVALID_REQUEST, "name_taken"),
+    tv.VectorInUse: Kind(409, INVALID_REQUEST, "task_vector_in_use"),
+    tv.BaseMismatch: Kind(422, INVALID_REQUEST, "base_mismatch"),
+    tv.InvalidFile: Kind(422, INVALID_REQUEST, "invalid_file"),
+    tv.TruncatedFile: Kind(422, INVALID_REQUEST, "truncated_file"),
+    tv.HeaderTooLarge: Kind(422, INVALID_REQUEST, "header_too_large"),
+    tv.InvalidHeader: Kind(422, INVALID_REQUEST, "invalid_header"),
+    tv.UnsupportedVersion: Kind(422, INVALID_REQUEST, "unsupported_version"),
+    tv.InvalidTensor: Kind(422, INVALID_REQUEST, "invalid_tensor"),
+    tv.InvalidIndex: Kind(422, INVALID_REQUEST, "invalid_index"),
+    tv.NonFiniteValue: Kind(422, INVALID_REQUEST, "non_finite_value"),
+    tv.ChecksumMismatch: Kind(422, INVALID_REQUEST, "checksum_mismatch"),
+    tv.IncompatibleCheckpoints: Kind(422, INVALID_REQUEST, "incompatible_checkpoints"),
+    tv.InvalidCheckpoint: Kind(422, INVALID_REQUEST, "invalid_checkpoint"),
+    tv.UnsupportedAdapter: Kind(422, INVALID_REQUEST, "unsupported_adapter"),
+    tv.PoolTooSmall: Kind(400, INVALID_REQUEST, "loadout_too_large"),
+    tv.PoolBusy: Kind(503, SERVER_ERROR, "pool_busy"),
+    tv.VectorLoadFailed: Kind(422, INVALID_REQUEST, "task_vector_not_servable"),
+    tv.UnsupportedEngine: Kind(500, SERVER_ERROR, "unsupported_engine"),
+    tv.TaskVectorError: Kind(500, SERVER_ERROR, "internal_error"),
+}
+
+
+@dataclass
+class ApiError(Exception):
+    """A failure with its status and OpenAI body."""
+
+    status: int
+    message: str
+    code: str | None
+    param: str | None = None
+    type: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
+        self.type = self.type or type_for_status(self.status)
+
+    @property
+    def body(self) -> dict[str, object]:
+        """The JSON body, in OpenAI's shape."""
+        return error_body(self.message, self.type, self.code, self.param)
+
+
+def error_body(
+    message: str, type_: str, code: str | None = None, param: str | None = None
+) -> dict[str, object]:
+    """`{"error": {…}}` as OpenAI writes it."""
+    return {"error": {"message": message, "type": type_, "param": param, "code": code}}
+
+
+def type_for_status(status: int) -> str:
+    """OpenAI's error type for an HTTP status."""
+    if status == 429:
+        return RATE_LIMIT
+    return SERVER_ERROR if status >= 500 else INVALID_REQUEST
+
+
+def from_task_vector_error(error: tv.TaskVectorError, param: str | None = None) -> ApiError:
+    """Translate a library error by the table, most specific class first."""
+    kind = next(TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
+    headers = {"retry-after": "1"} if kind.status in (429, 503) else {}
+    return ApiError(kind.status, str(error), kind.code, param, kind.type, headers)
+
+
+def unavailable(reason: str, code: str = "engine_unavailable", retry_after: int = 5) -> ApiError:
+    """503: the engine cannot answer now, and when to come back."""
+    return ApiError(503, reason, code, headers={"retry-after": str(retry_after)})
+
+
+def engine_died(status: int = 502) -> ApiError:
+    """The engine went away while it was answering."""
+    message = "the engine stopped while it was answering; it is being restarted: try again"
+    return ApiError(status, message, "engine_died", headers={"retry-after": "5"})

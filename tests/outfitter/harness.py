@@ -1,0 +1,111 @@
+"""A gateway in this process, real HTTP included, in front of the stand-in engine."""
+
+import contextlib
+import dataclasses
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import uvicorn
+from outfitter.app import create_app
+from outfitter.config import GatewayConfig
+from outfitter.deps import Hooks
+from outfitter.vectors import Base
+from taskvectors.format import write_vector
+from taskvectors.vector import BaseInfo, DenseDelta, SparseDelta, TaskVector
+
+FINGERPRINT = "b" * 64
+SHAPES = {"model.layers.0.mlp.up_proj.weight": (8, 4), "model.norm.weight": (4,)}
+FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
+
+
+@dataclasses.dataclass
+class Running:
+    """A gateway that answers at `url`."""
+
+    url: str
+    config: GatewayConfig
+    log: list[str]
+    announced: list[str]
+    failures: list[str]
+
+    @property
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30)
+
+    def wait_ready(self) -> "Running":
+        wait_for(lambda: httpx.get(f"{self.url}/health/ready").status_code == 200)
+        return self
+
+
+def wait_for(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def fake_command(*extra: str) -> Callable[[GatewayConfig, Path, str], list[str]]:
+    def command(config: GatewayConfig, uds: Path, fingerprint: str) -> list[str]:
+        return [sys.executable, str(FAKE_ENGINE), "--uds", str(uds), *extra]
+
+    return command
+
+
+@contextlib.contextmanager
+def running(
+    config: GatewayConfig, *extra: str, prepare: Callable | None = None
+) -> Iterator[Running]:
+    """Serve `config` with the stand-in engine in a thread."""
+    base = Base(FINGERPRINT, SHAPES)
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    gateway = Running(url, config, [], [], [])
+    hooks = Hooks(
+        announce=gateway.announced.append,
+        engine_log=gateway.log.append,
+        on_failure=gateway.failures.append,
+        prepare_base=prepare or (lambda config: base),
+        command=fake_command(*extra),
+    )
+    options = uvicorn.Config(
+        create_app(config, hooks), log_level="warning", timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(options)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield gateway
+    finally:
+        server.should_exit = True
+        thread.join(timeout=40)
+        assert not thread.is_alive()
+
+
+def make_config(root: Path, **settings: object) -> GatewayConfig:
+    fields = {"max_upload_bytes": 2**16, "max_body_bytes": 2**16, **settings}
+    return GatewayConfig(model=root / "model", name="base-model", store=root / "store", **fields)
+
+
+def make_vector(
+    path: Path, seed: int = 0, fingerprint: str | None = FINGERPRINT, shape: tuple = (8, 4)
+) -> Path:
+    """A small task vector file; another seed is another file."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(3).astype(np.float32)
+    up = SparseDelta(shape, np.array([1, 5, 7]), values)
+    norm = DenseDelta(rng.standard_normal(4).astype(np.float32))
+    parameters = {"model.layers.0.mlp.up_proj.weight": up, "model.norm.weight": norm}
+    write_vector(TaskVector(BaseInfo("base", fingerprint), parameters, {"license": "MIT"}), path)
+    return path
+
+
+def push(client: httpx.Client, file: Path, name: str) -> dict:
+    response = client.post("/v1/task_vectors", params={"name": name}, content=file.read_bytes())
+    assert response.status_code == 201, response.text
+    return response.json()
