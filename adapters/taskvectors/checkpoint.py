@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from taskvectors.container import TensorInfo, open_regular, read_container
+from taskvectors.container.dtypes import DTYPES
+from taskvectors.container.strict_json import dumps, loads
 from taskvectors.delta import Array, Shape
 from taskvectors.durable import replacing
 from taskvectors.errors import InvalidCheckpoint, InvalidFile, InvalidHeader
-from taskvectors.format import strict_json
-from taskvectors.format.container import TensorInfo, open_regular, read_container
-from taskvectors.format.dtypes import DTYPES
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -113,7 +113,7 @@ def fingerprint(source: str | os.PathLike[str] | Checkpoint) -> str:
         total = hashlib.sha256()
         for name, checksum in zip(checkpoint.names, checksums, strict=True):
             shape, dtype = checkpoint.info(name)
-            line = strict_json.dumps([name, list(shape), dtype, checksum])
+            line = dumps([name, list(shape), dtype, checksum])
             total.update(line.encode() + b"\n")
     return total.hexdigest()
 
@@ -185,7 +185,7 @@ def _read_table(path: Path) -> Mapping[str, TensorInfo]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; raises InvalidCheckpoint."""
     try:
-        value = strict_json.loads(path.read_bytes(), path.name)
+        value = loads(path.read_bytes(), path.name)
     except (InvalidHeader, OSError) as error:
         raise InvalidCheckpoint(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):

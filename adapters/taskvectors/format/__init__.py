@@ -1,6 +1,7 @@
 """Task vector files: one safetensors file each, nothing executable in it (docs/format.md)."""
 
 from taskvectors.format.header import FileHeader, ParameterSpec, check_against_base
+from taskvectors.format.importers import import_lora
 from taskvectors.format.reader import file_digest, read_header, read_vector, validate_file
 from taskvectors.format.writer import VectorWriter, write_vector
 
@@ -10,6 +11,7 @@ __all__ = [
     "VectorWriter",
     "check_against_base",
     "file_digest",
+    "import_lora",
     "read_header",
     "read_vector",
     "validate_file",

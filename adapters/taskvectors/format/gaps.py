@@ -16,7 +16,7 @@ _SIZES = {"u16": 2, "u32": 4}
 _CHUNK = 1 << 20
 
 
-def encode(index: Array, width: str = "auto") -> Array:
+def encode_gaps(index: Array, width: str = "auto") -> Array:
     """index: int64 [n], strictly ascending. Returns uint8 [m >= n], or uint16 or uint32 [n].
 
     `auto` takes the smallest. Raises InvalidIndex when a gap does not fit the width.
@@ -34,7 +34,7 @@ def encode(index: Array, width: str = "auto") -> Array:
     return gaps.astype(np.uint16 if width == "u16" else np.uint32)
 
 
-def decode(raw: Array, count: int, numel: int, name: str) -> Array:
+def decode_gaps(raw: Array, count: int, numel: int, name: str) -> Array:
     """The int64 [count] indices in `raw`, each below `numel`; raises InvalidIndex.
 
     Allocates 8 bytes for each of `count` (which the file backs with values) and a bounded chunk.

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from taskvectors.container import Container, TensorInfo, check_shape
+from taskvectors.container.dtypes import INDEX_DTYPES, VALUE_DTYPES
+from taskvectors.container.strict_json import loads
 from taskvectors.delta import Shape
 from taskvectors.errors import (
     BaseMismatch,
@@ -14,10 +17,8 @@ from taskvectors.errors import (
     InvalidTensor,
     UnsupportedVersion,
 )
-from taskvectors.format import metadata, strict_json
-from taskvectors.format.container import Container, TensorInfo, check_shape
-from taskvectors.format.dtypes import INDEX_DTYPES, VALUE_DTYPES
 from taskvectors.format.gaps import ESCAPE
+from taskvectors.format.metadata import decode_metadata
 from taskvectors.vector import BaseInfo
 
 FORMAT = "task-vector"
@@ -83,7 +84,7 @@ def parse_header(container: Container) -> FileHeader:
     return FileHeader(
         _base(base),
         parameters,
-        metadata.decode(strings),
+        decode_metadata(strings),
         container.nbytes,
         container.tensors,
         checksums,
@@ -134,7 +135,7 @@ def _check_version(strings: Mapping[str, str]) -> None:
 
 
 def _object(text: str, what: str) -> dict[str, Any]:
-    value = strict_json.loads(text.encode(), what)
+    value = loads(text.encode(), what)
     if not isinstance(value, dict):
         raise InvalidHeader(f"{what} must be a JSON object")
     return value

@@ -7,8 +7,8 @@ text, the others JSON. In memory they are what the JSON says. The words are the 
 from collections.abc import Mapping
 from typing import Any
 
+from taskvectors.container.strict_json import dumps, loads
 from taskvectors.errors import InvalidHeader
-from taskvectors.format import strict_json
 
 TEXT_FIELDS = ("license", "base_model", "base_model_relation")
 LIST_FIELDS = ("tags", "language")
@@ -31,20 +31,19 @@ def card(
     return {name: given[name] for name in FIELDS if given[name] is not None}
 
 
-def encode(metadata: Mapping[str, Any]) -> dict[str, str]:
+def encode_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Fields in memory to strings of the file; raises InvalidHeader."""
     for name, value in metadata.items():
         _check(name, value)
     return {
-        name: value if name in TEXT_FIELDS else strict_json.dumps(value)
-        for name, value in metadata.items()
+        name: value if name in TEXT_FIELDS else dumps(value) for name, value in metadata.items()
     }
 
 
-def decode(strings: Mapping[str, str]) -> dict[str, Any]:
+def decode_metadata(strings: Mapping[str, str]) -> dict[str, Any]:
     """Strings of the file to fields in memory; raises InvalidHeader."""
     fields = {
-        name: text if name in TEXT_FIELDS else strict_json.loads(text.encode(), name)
+        name: text if name in TEXT_FIELDS else loads(text.encode(), name)
         for name, text in strings.items()
     }
     for name, value in fields.items():

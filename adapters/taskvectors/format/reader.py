@@ -5,11 +5,11 @@ import os
 from collections.abc import Mapping
 from typing import BinaryIO
 
+from taskvectors.container import as_array, open_regular, read_bytes, read_container
+from taskvectors.container.dtypes import is_finite
 from taskvectors.delta import Array, Delta, DenseDelta, LowRankDelta, Shape, SparseDelta
 from taskvectors.errors import ChecksumMismatch, NonFiniteValue
-from taskvectors.format import gaps
-from taskvectors.format.container import as_array, open_regular, read_bytes, read_container
-from taskvectors.format.dtypes import is_finite
+from taskvectors.format.gaps import decode_gaps
 from taskvectors.format.header import (
     FileHeader,
     ParameterSpec,
@@ -102,7 +102,7 @@ def _build_delta(name: str, spec: ParameterSpec, arrays: list[Array]) -> Delta:
     if not all(map(is_finite, values)):
         raise NonFiniteValue(f"{name} holds a value that is NaN or infinite")
     if spec.kind == "sparse":
-        index = gaps.decode(arrays[0], spec.nnz, spec.numel, name)
+        index = decode_gaps(arrays[0], spec.nnz, spec.numel, name)
         return SparseDelta(spec.shape, index, arrays[1])
     if spec.kind == "low_rank":
         return LowRankDelta(spec.shape, arrays[0], arrays[1], spec.scale)

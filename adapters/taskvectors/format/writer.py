@@ -8,19 +8,22 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 
+from taskvectors.container import LENGTH, MAX_HEADER, parse_container
+from taskvectors.container.dtypes import DTYPES, NAMES, VALUE_NAMES, is_finite
+from taskvectors.container.strict_json import dumps
 from taskvectors.delta import Array, Delta, DenseDelta, LowRankDelta, Shape, SparseDelta
 from taskvectors.durable import replacing
 from taskvectors.errors import HeaderTooLarge, InvalidTensor, NonFiniteValue
-from taskvectors.format import gaps, metadata, strict_json
-from taskvectors.format.container import LENGTH, MAX_HEADER, parse_container
-from taskvectors.format.dtypes import DTYPES, NAMES, VALUE_NAMES, is_finite
+from taskvectors.format.gaps import encode_gaps
 from taskvectors.format.header import FORMAT, KIND, VERSION, parse_header, tensor_names
+from taskvectors.format.metadata import encode_metadata
 from taskvectors.vector import BaseInfo, TaskVector
 
 _ALIGNMENT = 8
@@ -106,6 +109,7 @@ class VectorWriter:
 
     def add(self, name: str, delta: Delta) -> None:
         """Encode one parameter; raises InvalidIndex, InvalidTensor, NonFiniteValue."""
+        assert name not in self._parameters, f"{name} was added twice"
         kind, arrays = self._encode(name, delta)
         fields: dict[str, Any] = {"kind": kind, "shape": list(delta.shape)}
         if isinstance(delta, LowRankDelta):
@@ -135,7 +139,7 @@ class VectorWriter:
     def _encode(self, name: str, delta: Delta) -> tuple[str, list[Array]]:
         if isinstance(delta, SparseDelta):
             values = cast_values(delta.values, self._value_dtype, name)
-            return "sparse", [gaps.encode(delta.index, self._index), values]
+            return "sparse", [encode_gaps(delta.index, self._index), values]
         if isinstance(delta, LowRankDelta):
             a, b = (cast_values(part, self._value_dtype, name) for part in (delta.a, delta.b))
             return "low_rank", [a, b]
@@ -156,31 +160,32 @@ class VectorWriter:
     def _head(self, order: list[str], fields: Mapping[str, Any]) -> bytes:
         base = {"name": self._base.name, "fingerprint": self._base.fingerprint}
         checksums = {name: stored.sha256 for name, stored in self._tensors.items()}
-        strings = metadata.encode(fields) | {
+        strings = encode_metadata(fields) | {
             "format": FORMAT,
             "version": VERSION,
             "kind": KIND,
-            "base": strict_json.dumps(base),
-            "parameters": strict_json.dumps(self._parameters),
-            "sha256": strict_json.dumps(checksums),
+            "base": dumps(base),
+            "parameters": dumps(self._parameters),
+            "sha256": dumps(checksums),
         }
-        entries: dict[str, Any] = {"__metadata__": strings}
-        position = 0
-        for name in order:
-            stored = self._tensors[name]
-            end = position + stored.nbytes
-            offsets = [position, end]
-            entries[name] = {
-                "dtype": stored.dtype,
-                "shape": list(stored.shape),
-                "data_offsets": offsets,
-            }
-            position = end
-        text = strict_json.dumps(entries).encode()
+        text = dumps({"__metadata__": strings, **self._table(order)}).encode()
         text += b" " * (-len(text) % _ALIGNMENT)
         if len(text) > MAX_HEADER:
             raise HeaderTooLarge(f"the header has {len(text)} bytes; at most {MAX_HEADER} fit")
         return LENGTH.pack(len(text)) + text
+
+    def _table(self, order: list[str]) -> dict[str, Any]:
+        """The header's entry for each tensor, one after the other without holes."""
+        ends = accumulate(self._tensors[name].nbytes for name in order)
+        return {
+            name: {
+                "dtype": stored.dtype,
+                "shape": list(stored.shape),
+                "data_offsets": [end - stored.nbytes, end],
+            }
+            for name, end in zip(order, ends, strict=True)
+            for stored in [self._tensors[name]]
+        }
 
     def _chunks(self, stored: _Stored) -> Iterator[bytes]:
         self._spool.seek(stored.offset)

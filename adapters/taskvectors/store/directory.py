@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
+from taskvectors.container import open_regular
 from taskvectors.durable import rename, sync_directory
 from taskvectors.errors import (
     ChecksumMismatch,
@@ -24,7 +25,6 @@ from taskvectors.errors import (
     VectorNotFound,
 )
 from taskvectors.format import FileHeader, file_digest, read_header, validate_file
-from taskvectors.format.container import open_regular
 from taskvectors.spec import Reference
 from taskvectors.store.base import Entry, Resolved
 from taskvectors.store.names import Names

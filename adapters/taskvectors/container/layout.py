@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from taskvectors.container.dtypes import DTYPES
+from taskvectors.container.strict_json import loads
 from taskvectors.delta import Array, Shape
 from taskvectors.errors import (
     HeaderTooLarge,
@@ -23,8 +25,6 @@ from taskvectors.errors import (
     InvalidTensor,
     TruncatedFile,
 )
-from taskvectors.format import strict_json
-from taskvectors.format.dtypes import DTYPES
 
 MAX_HEADER = 8 << 20
 """Largest header of a task vector file, in bytes."""
@@ -87,7 +87,7 @@ def read_container(file: BinaryIO, max_header: int = MAX_HEADER) -> Container:
 
 def parse_container(head: bytes, nbytes: int) -> Container:
     """Check a header of `8 + N` bytes against the file's size; raises a subclass of InvalidFile."""
-    fields = strict_json.loads(head[LENGTH.size :], "the header")
+    fields = loads(head[LENGTH.size :], "the header")
     if not isinstance(fields, dict) or head[LENGTH.size : LENGTH.size + 1] != b"{":
         raise InvalidHeader("the header is not a JSON object")
     metadata = fields.pop("__metadata__", {})

@@ -1,0 +1,27 @@
+"""Any safetensors file, read as if its author were hostile. Task vectors build on it."""
+
+from taskvectors.container.layout import (
+    LENGTH,
+    MAX_HEADER,
+    Container,
+    TensorInfo,
+    as_array,
+    check_shape,
+    open_regular,
+    parse_container,
+    read_bytes,
+    read_container,
+)
+
+__all__ = [
+    "LENGTH",
+    "MAX_HEADER",
+    "Container",
+    "TensorInfo",
+    "as_array",
+    "check_shape",
+    "open_regular",
+    "parse_container",
+    "read_bytes",
+    "read_container",
+]
