@@ -29,6 +29,7 @@ from taskvectors.errors import (
 MAX_HEADER = 8 << 20
 """Largest header of a task vector file, in bytes."""
 
+MAX_NAME = 1024
 MAX_DIMS = 8
 MAX_NUMEL = 1 << 48
 LENGTH = struct.Struct("<Q")
@@ -61,11 +62,11 @@ class Container:
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open for reading; raises InvalidFile for a folder, pipe or device."""
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise InvalidFile(f"{Path(path).name} is not a regular file")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def read_container(file: BinaryIO, max_header: int = MAX_HEADER) -> Container:
@@ -93,6 +94,9 @@ def parse_container(head: bytes, nbytes: int) -> Container:
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise InvalidHeader("__metadata__ must be an object of strings")
+    for name in fields:
+        if not (0 < len(name) <= MAX_NAME and name.isprintable()):
+            raise InvalidHeader(f"a tensor is called {name[:80]!r}; choose printable names")
     tensors = {name: _tensor_info(name, entry, len(head)) for name, entry in fields.items()}
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
     _check_contiguous(ordered, len(head), nbytes)
@@ -115,10 +119,12 @@ def as_array(data: bytes, info: TensorInfo) -> Array:
 
 def _tensor_info(name: str, entry: Any, start: int) -> TensorInfo:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise InvalidHeader(f"{name[:200]} must have exactly dtype, shape and data_offsets")
+        raise InvalidHeader(f"{name} must have exactly dtype, shape and data_offsets")
     dtype = entry["dtype"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise InvalidTensor(f"{name} has unsupported dtype {dtype!r}; choose {', '.join(DTYPES)}")
+        raise InvalidTensor(
+            f"{name} has unsupported dtype {str(dtype)[:40]!r}; choose {', '.join(DTYPES)}"
+        )
     shape = check_shape(entry["shape"], name)
     offsets = entry["data_offsets"]
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_count, offsets))):

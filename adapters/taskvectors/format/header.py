@@ -127,11 +127,13 @@ def tensor_names(name: str, kind: str) -> tuple[str, ...]:
 def _check_version(strings: Mapping[str, str]) -> None:
     if strings.get("format") != FORMAT:
         raise InvalidHeader(
-            f"not a task vector file: format is {strings.get('format')!r}, not {FORMAT!r}"
+            f"not a task vector file: format is {str(strings.get('format'))[:80]!r}, not {FORMAT!r}"
         )
     for key, supported in (("version", VERSION), ("kind", KIND)):
         if key in strings and strings[key] != supported:
-            raise UnsupportedVersion(f"unsupported {key} {strings[key]!r}; choose {supported!r}")
+            raise UnsupportedVersion(
+                f"unsupported {key} {strings[key][:80]!r}; choose {supported!r}"
+            )
 
 
 def _object(text: str, what: str) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def _base(fields: Mapping[str, Any]) -> BaseInfo:
     if fingerprint is not None and not (
         isinstance(fingerprint, str) and _HEX.fullmatch(fingerprint)
     ):
-        raise InvalidHeader(f"the base fingerprint must be 64 hex digits or null: {fingerprint!r}")
+        raise InvalidHeader("the base fingerprint must be 64 hex digits or null")
     return BaseInfo(name, fingerprint)
 
 
@@ -157,7 +159,9 @@ def _parameter(name: str, fields: Any, container: Container) -> ParameterSpec:
         raise InvalidHeader(f"invalid parameter name {name[:80]!r}")
     kind = fields.get("kind") if isinstance(fields, dict) else None
     if not isinstance(kind, str) or kind not in PARTS:
-        raise InvalidHeader(f"unsupported kind {kind!r} of {name}; choose {', '.join(PARTS)}")
+        raise InvalidHeader(
+            f"unsupported kind {str(kind)[:80]!r} of {name}; choose {', '.join(PARTS)}"
+        )
     allowed = {"kind", "shape", "scale"} if kind == "low_rank" else {"kind", "shape"}
     if fields.keys() != allowed:
         raise InvalidHeader(f"{kind} {name} must have exactly {', '.join(sorted(allowed))}")
@@ -192,7 +196,9 @@ def _low_rank(
     name: str, shape: Shape, a: TensorInfo, b: TensorInfo, *, scale: Any
 ) -> ParameterSpec:
     if type(scale) not in (int, float) or not abs(scale) <= MAX_SCALE:
-        raise InvalidHeader(f"the scale of {name} must be within ±{MAX_SCALE:g}, not {scale!r}")
+        raise InvalidHeader(
+            f"the scale of {name} must be within ±{MAX_SCALE:g}, not {str(scale)[:40]}"
+        )
     if a.dtype != b.dtype:
         raise InvalidTensor(f"{name} has {a.dtype} lora_A and {b.dtype} lora_B")
     if not (len(shape) == len(a.shape) == len(b.shape) == 2):
@@ -216,14 +222,14 @@ def _dense(name: str, shape: Shape, delta: TensorInfo) -> ParameterSpec:
 def _check_tensor_names(parameters: Mapping[str, ParameterSpec], container: Container) -> None:
     expected = {t for name, spec in parameters.items() for t in tensor_names(name, spec.kind)}
     if unknown := sorted(container.tensors.keys() - expected):
-        raise InvalidTensor(f"tensor {unknown[0][:200]} belongs to no declared parameter")
+        raise InvalidTensor(f"tensor {unknown[0]} belongs to no declared parameter")
 
 
 def _check_checksums(checksums: Mapping[str, Any], container: Container) -> None:
     if missing := sorted(container.tensors.keys() - checksums.keys()):
         raise InvalidHeader(f"sha256 lacks the tensor {missing[0]}")
     if unknown := sorted(checksums.keys() - container.tensors.keys()):
-        raise InvalidHeader(f"sha256 names an unknown tensor {unknown[0][:200]}")
+        raise InvalidHeader(f"sha256 names an unknown tensor {unknown[0][:80]!r}")
     for name, digest in checksums.items():
         if not isinstance(digest, str) or not _HEX.fullmatch(digest):
             raise InvalidHeader(f"the sha256 of {name} must be 64 hex digits")

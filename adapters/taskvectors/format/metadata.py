@@ -53,7 +53,7 @@ def decode_metadata(strings: Mapping[str, str]) -> dict[str, Any]:
 
 def _check(name: str, value: Any) -> None:
     if name not in FIELDS:
-        raise InvalidHeader(f"unknown metadata field {name!r}; choose {', '.join(FIELDS)}")
+        raise InvalidHeader(f"unknown metadata field {name[:80]!r}; choose {', '.join(FIELDS)}")
     if name in TEXT_FIELDS and not isinstance(value, str):
         raise InvalidHeader(f"{name} must be a string")
     if name in LIST_FIELDS and not (
