@@ -57,7 +57,8 @@ class GatewayClient:
             ):
                 return _answer(response.status, await response.read())
         except (aiohttp.ClientError, ValueError, OSError) as error:
-            raise GatewayError(f"cannot reach the gateway at {url}: {error}") from error
+            cause = getattr(error, "os_error", error)
+            raise GatewayError(f"cannot reach the gateway at {url}: {cause}") from error
 
 
 def _answer(status: int, body: bytes) -> dict[str, Any]:

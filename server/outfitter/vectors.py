@@ -80,13 +80,13 @@ class Vectors:
     def entry(self, reference: Reference) -> "Listing":
         """What `reference` stands for now; raises VectorNotFound."""
         found = self.store.resolve(reference)
-        for entry in self.store.entries():
-            if (entry.name, entry.version) == (found.name, found.version):
-                return self._listing(entry)
-        status = self.store.path(found.digest).stat()
-        created, summary = int(status.st_mtime), self.summary(found.digest)
-        size = status.st_size
-        return Listing(found.name, found.version, found.digest, size, created, summary)
+        named = [e for e in self.store.entries() if e.digest == found.digest]
+        wanted = [e for e in named if (e.name, e.version) == (found.name, found.version)] or named
+        if wanted:
+            return self._listing(wanted[-1])
+        status, summary = self.store.path(found.digest).stat(), self.summary(found.digest)
+        created = int(status.st_mtime)
+        return Listing(None, None, found.digest, status.st_size, created, summary)
 
     def take(self, path: Path, digest: str, name: str, base: Base) -> "Listing":
         """Validate an uploaded file against the base, keep it, and name it."""

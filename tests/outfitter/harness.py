@@ -109,3 +109,8 @@ def push(client: httpx.Client, file: Path, name: str) -> dict:
     response = client.post("/v1/task_vectors", params={"name": name}, content=file.read_bytes())
     assert response.status_code == 201, response.text
     return response.json()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

@@ -6,6 +6,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -18,13 +19,19 @@ err = Console(stderr=True)
 def byte_progress() -> Progress:
     """A bar in bytes, with the rate."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    return Progress(TextColumn("{task.description}"), *columns, console=err, transient=True)
+    return _progress(*columns)
 
 
 def count_progress() -> Progress:
     """A bar in things, such as parameters."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(TextColumn("{task.description}"), *columns, console=err, transient=True)
+    return _progress(*columns)
+
+
+def _progress(*columns: ProgressColumn) -> Progress:
+    """A bar that goes away when it is done; nothing where nobody looks."""
+    text = TextColumn("{task.description}")
+    return Progress(text, *columns, console=err, transient=True, disable=not err.is_terminal)
 
 
 def human_bytes(size: float) -> str:

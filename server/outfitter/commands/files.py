@@ -110,7 +110,9 @@ def _module_table(header: FileHeader) -> Table:
         shape = "×".join(str(size) for size in spec.shape)
         kind = f"low_rank r{spec.rank}" if spec.kind == "low_rank" else spec.kind
         groups[module_kind(name), kind, shape, spec.dtype].append((name, spec))
-    table = Table("parameter", "kind", "shape", "dtype", "count", "nnz", "density", "bytes")
+    table = Table(
+        "parameter", "kind", "shape", "dtype", "count", "nnz", "density", "bytes", box=None
+    )
     for (module, kind, shape, dtype), members in groups.items():
         nnz = sum(spec.nnz for _, spec in members)
         density = nnz / max(1, sum(spec.numel for _, spec in members))
@@ -143,7 +145,7 @@ def _extract_table(report: Any) -> Table:
     groups: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for parameter in report.parameters:
         groups[module_kind(parameter.name), parameter.kind].append(parameter)
-    table = Table("parameter", "kind", "count", "kept entries", "density", "kept energy")
+    table = Table("parameter", "kind", "count", "kept entries", "density", "kept energy", box=None)
     for (module, kind), members in groups.items():
         nnz, numel = sum(p.nnz for p in members), sum(p.numel for p in members)
         energy = sum(p.energy for p in members)
@@ -151,7 +153,6 @@ def _extract_table(report: Any) -> Table:
         row = (module, kind, str(len(members)), f"{nnz:,}", f"{nnz / numel:.2%}", f"{kept:.1%}")
         table.add_row(*row)
     total = (f"{report.nnz:,}", f"{report.density:.2%}", f"{report.kept:.1%}")
-    table.add_section()
     table.add_row("all changed", "", str(len(report.parameters)), *total)
     if report.unchanged:
         table.add_row("unchanged", "", str(len(report.unchanged)), "0", "", "")

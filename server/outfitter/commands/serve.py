@@ -4,9 +4,10 @@ import asyncio
 import shlex
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import uvicorn
@@ -46,7 +47,6 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a base model with a different mix of task vectors for every request."""
-    _exit_on_signals()
     config = GatewayConfig(
         model=local_model(model),
         name=model_name(model, name),
@@ -65,15 +65,19 @@ def serve(
     raise typer.Exit(run(config))
 
 
-def run(config: GatewayConfig) -> int:
-    """Listen, serve until told to stop, drain; returns the exit status."""
+def run(config: GatewayConfig, **hooks: Any) -> int:
+    """Listen, serve until told to stop, drain; returns the exit status.
+
+    `hooks` replaces fields of `Hooks`.
+    """
+    _exit_on_signals()
     if not config.is_loopback:
         warning = "there is no authentication: whoever reaches this port can use and change it"
         err.print(f"[bold red]WARNING[/] listening on {escape(config.host)}; {warning}")
     listener = listen(config)
     narrator = Narrator(config)
     options = uvicorn.Config(
-        create_app(config, narrator.hooks),
+        create_app(config, replace(narrator.hooks, **hooks)),
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -23,7 +23,7 @@ def engine_command(config: GatewayConfig, socket: Path, fingerprint: str) -> lis
     """The command line of the vLLM child."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(config.model), "--served-model-name", config.name]
-    command += ["--uds", str(socket), "--dtype", config.dtype]
+    command += ["--uds", str(socket), "--dtype", config.dtype, "--disable-uvicorn-access-log"]
     command += ["--enable-lora", "--max-loras", str(config.slots), "--max-lora-rank", "1"]
     command += ["--additional-config", json.dumps(_additional_config(config, fingerprint))]
     if config.max_model_len is not None:

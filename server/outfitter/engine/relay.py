@@ -1,6 +1,5 @@
 """Carries requests to the engine and its answers back, as they come."""
 
-import json
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -8,8 +7,7 @@ from pathlib import Path
 
 import aiohttp
 
-from outfitter.engine.rewrite import Identity
-from outfitter.errors import ApiError, engine_died, type_for_status, unavailable
+from outfitter.errors import engine_died, unavailable
 
 log = logging.getLogger(__name__)
 
@@ -69,27 +67,3 @@ class Relay:
 def kept_headers(response: aiohttp.ClientResponse) -> dict[str, str]:
     """The engine's headers that are the client's business."""
     return {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
-
-
-def translate_error(status: int, body: bytes, identity: Identity) -> ApiError:
-    """Any error answer of the engine, in OpenAI's shape and without internal names."""
-    try:
-        fields: object = json.loads(body)
-    except (ValueError, RecursionError):
-        fields = body.decode(errors="replace")[:2000]
-    error = fields.get("error", fields) if isinstance(fields, dict) else fields
-    if not isinstance(error, dict):
-        error = {"message": error}
-    code, param, kind = error.get("code"), error.get("param"), error.get("type")
-    return ApiError(
-        status,
-        identity.scrub(_message(error)) or f"the engine answered with status {status}",
-        code if isinstance(code, str) else None,
-        param if isinstance(param, str) else None,
-        kind if isinstance(kind, str) and kind.endswith("_error") else type_for_status(status),
-    )
-
-
-def _message(error: Mapping[str, object]) -> str:
-    message = error.get("message", error.get("detail", error))
-    return message if isinstance(message, str) else json.dumps(message)

@@ -5,12 +5,15 @@ The bytes are never parsed and written again: what the engine said stays as it s
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+
+from outfitter.errors import ApiError, engine_died, type_for_status
 
 _ENGINE_MODEL = re.compile(rb'"model"\s*:\s*"tv:[0-9a-f]{64}"')
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]')
 _ENGINE_NAME = re.compile(r"tv:[0-9a-f]{64}")
+_CORE_DIED = "EngineCore encountered an issue"
 _SOCKET = re.compile(r"(?:/[\w.+-]+)+/engine\.sock\b")
 
 
@@ -76,20 +79,45 @@ class StreamRewriter:
         if not line.startswith(b"data:") or not line[5:].lstrip().startswith(b"{"):
             return line
         if line[5:].lstrip().startswith(b'{"error"'):
-            return b"data: " + self._error(line[5:])
+            error = translate_error(500, line[5:], self.identity)
+            return b"data: " + json.dumps(error.body).encode()
         line = self.identity.rename(line)
         if not self.has_described:
             self.has_described = True
             line = self.identity.describe(line)
         return line
 
-    def _error(self, body: bytes) -> bytes:
-        return self.identity.scrub(body.decode(errors="replace")).strip().encode()
-
 
 def stream_error(body: dict[str, object]) -> bytes:
     """A last server-sent event that says why the stream ends here."""
     return b"\n\ndata: " + json.dumps(body).encode() + b"\n\n"
+
+
+def translate_error(status: int, body: bytes, identity: Identity) -> ApiError:
+    """Any error answer of the engine, in OpenAI's shape and without internal names."""
+    try:
+        fields: object = json.loads(body)
+    except (ValueError, RecursionError):
+        fields = body.decode(errors="replace")[:2000]
+    error = fields.get("error", fields) if isinstance(fields, dict) else fields
+    if not isinstance(error, dict):
+        error = {"message": error}
+    message = identity.scrub(_message(error)) or f"the engine answered with status {status}"
+    if message.startswith(_CORE_DIED):
+        return engine_died()
+    code, param, kind = error.get("code"), error.get("param"), error.get("type")
+    return ApiError(
+        status,
+        message,
+        code if isinstance(code, str) else None,
+        param if isinstance(param, str) else None,
+        kind if isinstance(kind, str) and kind.endswith("_error") else type_for_status(status),
+    )
+
+
+def _message(error: Mapping[str, object]) -> str:
+    message = error.get("message", error.get("detail", error))
+    return message if isinstance(message, str) else json.dumps(message)
 
 
 def _is_top_level(body: bytes, position: int) -> bool:

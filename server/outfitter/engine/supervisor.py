@@ -90,17 +90,21 @@ class Supervisor:
 
     async def _keep_alive(self) -> None:
         backoff, was_ever_ready = FIRST_BACKOFF_S, False
-        while was_ever_ready or self.starts < MAX_FIRST_STARTS:
+        while True:
             self.state = State.RESTARTING if was_ever_ready else State.LOADING
             status = await self._live_once()
-            ready_at, now = self._became_ready_at, time.monotonic()
-            was_ever_ready = was_ever_ready or ready_at is not None
-            stable = ready_at is not None and now - ready_at > STABLE_AFTER_S
-            backoff = FIRST_BACKOFF_S if stable else backoff
-            self._emit(f"the engine exited with status {status}; next start in {backoff:g} s")
-            self.state = State.RESTARTING
+            self._emit(f"the engine exited with status {status}")
+            was_ever_ready = was_ever_ready or self._became_ready_at is not None
+            if not was_ever_ready and self.starts == MAX_FIRST_STARTS:
+                return
+            backoff = FIRST_BACKOFF_S if self._was_stable() else backoff
+            self._emit(f"the engine is started again in {backoff:g} s")
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, MAX_BACKOFF_S)
+
+    def _was_stable(self) -> bool:
+        ready_at = self._became_ready_at
+        return ready_at is not None and time.monotonic() - ready_at > STABLE_AFTER_S
 
     async def _live_once(self) -> int:
         """One process from start to exit."""

@@ -8,8 +8,8 @@ import aiohttp
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from outfitter.engine.relay import Relay, kept_headers, translate_error
-from outfitter.engine.rewrite import Identity, StreamRewriter, stream_error
+from outfitter.engine.relay import Relay, kept_headers
+from outfitter.engine.rewrite import Identity, StreamRewriter, stream_error, translate_error
 from outfitter.errors import ApiError, engine_died, unavailable
 
 OUTFITTER_HEADER = "x-outfitter-loadout"
@@ -65,7 +65,8 @@ class RelayedResponse(Response):
 
     async def _error(self, upstream: aiohttp.ClientResponse) -> ApiError:
         error = translate_error(upstream.status, await upstream.read(), self._identity)
-        error.headers = {k: v for k, v in kept_headers(upstream).items() if k != "content-type"}
+        kept = {k: v for k, v in kept_headers(upstream).items() if k != "content-type"}
+        error.headers = {**error.headers, **kept}
         return error
 
     async def _stream(

@@ -1,0 +1,114 @@
+"""What `outfitter serve` accepts, and how it starts the engine."""
+
+import json
+from pathlib import Path
+
+import pytest
+from outfitter.config import GatewayConfig, InvalidConfig, model_name, parse_size
+from outfitter.engine.command import engine_command, engine_environment
+
+
+def config(**settings: object) -> GatewayConfig:
+    return GatewayConfig(**{"model": Path("/m"), "name": "n", "store": Path("/s"), **settings})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4096", 4096),
+        ("512MiB", 512 * 2**20),
+        ("2GiB", 2**31),
+        ("2gib", 2**31),
+        ("1.5KiB", 1536),
+        ("2GB", 2 * 10**9),
+        ("3 TiB", 3 * 2**40),
+    ],
+)
+def test_sizes_have_units(text: str, size: int) -> None:
+    """Bytes, decimal and binary units."""
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "2XiB", "-1", "1e9", "GiB"])
+def test_a_size_that_is_none_is_rejected(text: str) -> None:
+    """The error names the value."""
+    with pytest.raises(InvalidConfig, match="unsupported size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "int8"}, "--dtype 'int8'; choose auto, float32"),
+        ({"slots": 0}, "--slots 0"),
+        ({"port": 70000}, "--port 70000"),
+        ({"pool_bytes": 0}, "--pool-bytes 0"),
+        ({"max_model_len": -1}, "--max-model-len -1"),
+        ({"drain_seconds": -1}, "--drain-seconds -1"),
+        ({"engine_args": ("--port=1",)}, "'--port'; use outfitter's own --port"),
+        ({"engine_args": ("--enable_lora",)}, "'--enable-lora'; it is set by outfitter"),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value(settings: dict, message: str) -> None:
+    """A setting that cannot work is refused at the start."""
+    with pytest.raises(InvalidConfig) as caught:
+        config(**settings)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback", "url"),
+    [
+        ("127.0.0.1", True, "http://127.0.0.1:8000"),
+        ("localhost", True, "http://localhost:8000"),
+        ("::1", True, "http://[::1]:8000"),
+        ("0.0.0.0", False, "http://127.0.0.1:8000"),
+        ("gpu.example", False, "http://gpu.example:8000"),
+    ],
+)
+def test_the_address_is_known(host: str, is_loopback: bool, url: str) -> None:
+    """Loopback is told from the open network; the URL works on this machine."""
+    assert config(host=host).is_loopback is is_loopback
+    assert config(host=host).url == url
+
+
+def test_the_name_is_the_folders_last_part(tmp_path: Path) -> None:
+    """A given name wins; a repo id is its own name."""
+    assert model_name(str(tmp_path), None) == tmp_path.name
+    assert model_name(str(tmp_path), "mine") == "mine"
+    assert model_name("org/repo", None) == "org/repo"
+
+
+def test_the_engine_command_line() -> None:
+    """vLLM listens on the socket, with the plugin's settings and the user's own flags last."""
+    made = config(slots=3, pool_bytes=7, max_model_len=64, engine_args=("--seed", "1"))
+    command = engine_command(made, Path("/d/engine.sock"), "f" * 64)
+    text = " ".join(command)
+    assert "-m vllm.entrypoints.openai.api_server --model /m --served-model-name n" in text
+    assert "--uds /d/engine.sock --dtype auto" in text
+    assert "--enable-lora --max-loras 3 --max-lora-rank 1" in text
+    assert command[-4:] == ["--max-model-len", "64", "--seed", "1"]
+    settings = json.loads(command[command.index("--additional-config") + 1])["task_vectors"]
+    assert settings == {
+        "store": "/s",
+        "pool_bytes": 7,
+        "base_fingerprint": "f" * 64,
+        "max_vectors": 64,
+        "admission_timeout_s": 30.0,
+    }
+
+
+def test_the_engine_environment() -> None:
+    """Ours wins, defaults give way, and what would open vLLM's LoRA endpoints is gone."""
+    given = {
+        "PATH": "/bin",
+        "VLLM_PLUGINS": "other",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "4",
+    }
+    made = engine_environment(given)
+    assert made["PATH"] == "/bin"
+    assert made["VLLM_PLUGINS"] == "taskvectors"
+    assert made["VLLM_CPU_KVCACHE_SPACE"] == "4"
+    assert engine_environment({})["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in made

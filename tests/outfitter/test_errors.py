@@ -1,0 +1,50 @@
+"""Every failure has one place where its status is decided."""
+
+import pytest
+from outfitter.errors import TABLE, ApiError, from_task_vector_error
+from taskvectors import errors
+
+
+def every_error() -> list[type[errors.TaskVectorError]]:
+    found = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    return [kind for kind in found if issubclass(kind, errors.TaskVectorError)]
+
+
+@pytest.mark.parametrize("kind", every_error())
+def test_every_library_error_is_in_the_table(kind: type[errors.TaskVectorError]) -> None:
+    """A new error of the library needs a status here."""
+    assert kind in TABLE
+
+
+@pytest.mark.parametrize("kind", every_error())
+def test_a_library_error_becomes_openais_shape(kind: type[errors.TaskVectorError]) -> None:
+    """The message is kept; the type fits the status."""
+    error = from_task_vector_error(kind("what was wrong"), "task_vectors")
+    assert error.body["error"] == {
+        "message": "what was wrong",
+        "type": TABLE[kind].type,
+        "param": "task_vectors",
+        "code": TABLE[kind].code,
+    }
+    assert (error.status >= 500) == (error.type == "server_error")
+
+
+def test_an_unknown_subclass_is_treated_like_its_parent() -> None:
+    """The most specific entry decides."""
+
+    class OddIndex(errors.InvalidIndex):
+        pass
+
+    assert from_task_vector_error(OddIndex("x")).code == "invalid_index"
+
+
+def test_the_type_follows_the_status() -> None:
+    """429 is a rate limit, 5xx the server's fault, the rest the client's."""
+    types = [ApiError(status, "m", None).type for status in (400, 404, 429, 500, 503)]
+    assert types == [
+        "invalid_request_error",
+        "invalid_request_error",
+        "rate_limit_error",
+        "server_error",
+        "server_error",
+    ]

@@ -1,0 +1,73 @@
+"""What a request asks for is decided without I/O."""
+
+import pytest
+from outfitter.control.fields import known_fields
+from outfitter.control.resolve import ResolvedVector, check_fields, parse_body, plan
+from outfitter.errors import ApiError
+from taskvectors.errors import BaseMismatch
+from taskvectors.spec import Reference, parse_task_vectors
+
+BASE = "b" * 64
+
+
+def resolve(reference: Reference) -> ResolvedVector:
+    """`foreign` belongs to another base, `orphan` to none that is known."""
+    digest = {"a": "1", "b": "1", "c": "3"}.get(str(reference), "9") * 64
+    fingerprint = {"foreign": "f" * 64, "orphan": None}.get(str(reference), BASE)
+    return ResolvedVector(reference.name, 2, digest, fingerprint)
+
+
+def test_no_task_vectors_is_the_base_without_a_description() -> None:
+    """A request that asks for nothing gets nothing said about it."""
+    decided = plan(None, resolve, BASE)
+    assert decided.label == "base"
+    assert decided.task_vectors is None
+
+
+def test_a_loadout_is_built_of_digests() -> None:
+    """Two names of one file are one entry of the loadout, and both are described."""
+    decided = plan(parse_task_vectors({"a": 1, "b": 0.5, "c": -1}), resolve, BASE)
+    assert [(item.digest[0], item.weight) for item in decided.loadout.items] == [
+        ("1", 1.5),
+        ("3", -1.0),
+    ]
+    assert decided.label == f"sha256:{decided.loadout.digest}"
+    assert decided.task_vectors is not None
+    assert [vector["name"] for vector in decided.task_vectors["vectors"]] == ["a", "b", "c"]
+
+
+def test_weights_that_cancel_are_the_base() -> None:
+    """A sum of zero changes nothing."""
+    decided = plan(parse_task_vectors({"a": 1, "b": -1}), resolve, BASE)
+    assert decided.label == "base"
+    assert decided.task_vectors is not None
+    assert decided.task_vectors["loadout"] == "base"
+
+
+def test_a_vector_of_another_base_is_refused() -> None:
+    """The error names the vector and both bases."""
+    with pytest.raises(BaseMismatch) as caught:
+        plan(parse_task_vectors({"foreign": 1}), resolve, BASE)
+    assert all(word in str(caught.value) for word in ("foreign", "f" * 64, BASE))
+
+
+def test_a_vector_that_names_no_base_is_served() -> None:
+    """A file without a fingerprint was checked by its shapes when it came."""
+    assert plan(parse_task_vectors({"orphan": 1}), resolve, BASE).label != "base"
+
+
+def test_fields_come_from_the_engines_own_schema() -> None:
+    """What the engine or OpenAI knows passes; a schema that is not there checks nothing."""
+    schemas = {"CompletionRequest": {"properties": {"min_tokens": {}}}}
+    known = known_fields({"components": {"schemas": schemas}}, "CompletionRequest")
+    check_fields({"min_tokens": 1, "suffix": "x", "task_vectors": {}}, known)
+    with pytest.raises(ApiError, match="unknown field 'min_tokns'"):
+        check_fields({"min_tokns": 1}, known)
+    assert known_fields({}, "CompletionRequest") is None
+    check_fields({"anything": 1}, None)
+
+
+def test_a_key_that_occurs_twice_is_named() -> None:
+    """JSON leaves open which one counts, so neither does."""
+    with pytest.raises(ApiError, match="'json' occurs twice"):
+        parse_body(b'{"task_vectors": {"json": 1, "json": 2}}')

@@ -1,0 +1,202 @@
+"""Task vectors come in whole and valid, or not at all."""
+
+import contextlib
+import http.client
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+from taskvectors.format import file_digest
+
+from tests.outfitter.harness import FINGERPRINT, Running, make_vector, push, wait_for
+from tests.outfitter.test_completions import error_of
+
+
+def incoming(gateway: Running) -> list[Path]:
+    return list((gateway.config.store / "incoming").iterdir())
+
+
+def post(client: httpx.Client, content: object, name: str = "bad", **options) -> httpx.Response:
+    return client.post("/v1/task_vectors", params={"name": name}, content=content, **options)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(gateway: Running) -> Iterator[None]:
+    """Whatever a test uploads, nothing half-done stays behind."""
+    yield
+    wait_for(lambda: incoming(gateway) == [])
+
+
+def test_an_upload_is_described(client: httpx.Client, tmp_path: Path) -> None:
+    """Name, version, digest, base and numbers; the same again is the same version."""
+    file = make_vector(tmp_path / "v", seed=11)
+    answer = push(client, file, "acme/first")
+    digest = f"sha256:{file_digest(file)}"
+    assert answer.pop("created_at") > 0
+    assert answer == {
+        "id": digest,
+        "object": "task_vector",
+        "name": "acme/first",
+        "version": 1,
+        "digest": digest,
+        "bytes": file.stat().st_size,
+        "base": {"name": "base", "fingerprint": FINGERPRINT},
+        "parameters": 2,
+        "nnz": 7,
+        "density": 7 / 36,
+    }
+    assert push(client, file, "acme/first")["version"] == 1
+    assert push(client, make_vector(tmp_path / "w", seed=12), "acme/first")["version"] == 2
+
+
+def test_uploads_are_listed_found_and_deleted(client: httpx.Client, tmp_path: Path) -> None:
+    """By name, by version and by digest."""
+    digest = push(client, make_vector(tmp_path / "v", seed=13), "listed")["digest"]
+    push(client, make_vector(tmp_path / "w", seed=14), "listed")
+    found = client.get("/v1/task_vectors").json()
+    versions = [(v["name"], v["version"]) for v in found["data"] if v["name"] == "listed"]
+    assert found["object"] == "list"
+    assert versions == [("listed", 1), ("listed", 2)]
+    assert client.get("/v1/task_vectors/listed").json()["version"] == 2
+    assert client.get("/v1/task_vectors/listed@1").json()["digest"] == digest
+    assert client.get(f"/v1/task_vectors/{digest}").json()["name"] == "listed"
+    deleted = client.delete("/v1/task_vectors/listed@1").json()
+    assert deleted == {"id": "listed@1", "object": "task_vector", "deleted": True}
+    assert client.get("/v1/task_vectors/listed@1").status_code == 404
+    assert client.delete("/v1/task_vectors/listed").status_code == 200
+    missing = client.delete("/v1/task_vectors/listed")
+    assert missing.status_code == 404
+    assert error_of(missing)["code"] == "task_vector_not_found"
+
+
+def test_a_file_over_the_limit_is_refused(client: httpx.Client) -> None:
+    """413 before the body is read where the length is announced, else on the way."""
+    for content in (b"x" * 70_000, (b"x" * 7_000 for _ in range(10))):
+        response = post(client, content)
+        assert response.status_code == 413
+        assert error_of(response)["code"] == "body_too_large"
+
+
+def _edit_header(file: Path, edit: object) -> bytes:
+    raw = file.read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + size])
+    edit(header)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + raw[8 + size :]
+
+
+def _set(key: str, value: str):
+    return lambda header: header["__metadata__"].__setitem__(key, value)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "code"),
+    [
+        (lambda file: b"", "truncated_file"),
+        (lambda file: b"not a task vector file at all", "header_too_large"),
+        (lambda file: file.read_bytes()[:-5], "truncated_file"),
+        (lambda file: file.read_bytes() + b"more", "truncated_file"),
+        (lambda file: struct.pack("<Q", 2**62) + b"{}", "header_too_large"),
+        (lambda file: struct.pack("<Q", 4) + b"nope", "invalid_header"),
+        (lambda file: _edit_header(file, _set("version", "9")), "unsupported_version"),
+        (lambda file: _edit_header(file, _set("sha256", "{}")), "invalid_header"),
+        (lambda file: file.read_bytes()[:-1] + b"\x77", "checksum_mismatch"),
+    ],
+)
+def test_a_broken_file_is_refused(
+    client: httpx.Client, tmp_path: Path, break_it: object, code: str
+) -> None:
+    """422 with a code of its own for each way to be broken, and no trace of it."""
+    before = client.get("/v1/task_vectors").json()
+    response = post(client, break_it(make_vector(tmp_path / "v")))
+    assert response.status_code == 422, response.text
+    assert error_of(response)["code"] == code
+    assert client.get("/v1/task_vectors").json() == before
+
+
+def test_a_vector_of_another_base_is_refused(client: httpx.Client, tmp_path: Path) -> None:
+    """By its fingerprint, or by its shapes where it has none."""
+    foreign = make_vector(tmp_path / "f", fingerprint="f" * 64)
+    misshapen = make_vector(tmp_path / "m", fingerprint=None, shape=(4, 8))
+    for file, word in ((foreign, "f" * 64), (misshapen, "[4, 8]")):
+        response = post(client, file.read_bytes())
+        assert response.status_code == 422
+        assert error_of(response)["code"] == "base_mismatch"
+        assert word in error_of(response)["message"]
+
+
+def test_a_vector_of_another_base_in_the_store_is_not_served(
+    gateway: Running, client: httpx.Client, tmp_path: Path
+) -> None:
+    """What came into the store on another way is checked when it is asked for."""
+    from taskvectors.store import DirectoryStore
+
+    store = DirectoryStore(gateway.config.store)
+    store.assign("foreign", store.add(make_vector(tmp_path / "f", fingerprint="f" * 64)))
+    body = {"model": "base-model", "prompt": "x", "task_vectors": {"foreign": 1}}
+    response = client.post("/v1/completions", json=body)
+    assert response.status_code == 422
+    assert error_of(response)["code"] == "base_mismatch"
+
+
+@pytest.mark.parametrize("name", ["", "a@3", "a b", "../up", "/a", "a/b/c", "sha256:" + "0" * 64])
+def test_a_bad_name_is_refused(client: httpx.Client, tmp_path: Path, name: str) -> None:
+    """Names have no version, and nothing that could leave the store."""
+    response = post(client, make_vector(tmp_path / "v").read_bytes(), name)
+    assert response.status_code == 400
+    assert error_of(response)["code"] in ("missing_name", "invalid_reference")
+
+
+@pytest.mark.parametrize("path", ["", "nobody", "a%20b", "a/b/c", "..%2Fincoming"])
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_a_bad_reference_is_told_so(client: httpx.Client, method: str, path: str) -> None:
+    """4xx in OpenAI's shape."""
+    response = client.request(method, f"/v1/task_vectors/{path}")
+    assert response.status_code in (400, 404)
+    error_of(response)
+
+
+def test_another_content_type_is_refused(client: httpx.Client) -> None:
+    """The error says which one is taken."""
+    response = client.post("/v1/task_vectors?name=x", json={})
+    assert response.status_code == 415
+    assert "application/octet-stream" in error_of(response)["message"]
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(gateway: Running, tmp_path: Path) -> None:
+    """A client that goes away in the middle is forgotten."""
+    raw = make_vector(tmp_path / "v", seed=15).read_bytes()
+    connection = http.client.HTTPConnection(urlsplit(gateway.url).netloc)
+    connection.putrequest("POST", "/v1/task_vectors?name=half")
+    connection.putheader("content-length", str(len(raw)))
+    connection.endheaders(raw[: len(raw) // 2])
+    wait_for(lambda: len(incoming(gateway)) == 1)
+    connection.close()
+    wait_for(lambda: incoming(gateway) == [])
+    with contextlib.closing(gateway.client) as client:
+        assert client.get("/v1/task_vectors/half").status_code == 404
+
+
+def test_a_value_that_is_not_finite_is_refused(client: httpx.Client, tmp_path: Path) -> None:
+    """A NaN would silence every request that it meets."""
+    import hashlib
+
+    file = make_vector(tmp_path / "v")
+    raw = bytearray(file.read_bytes())
+    size = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + size])
+    begin, end = header["model.norm.weight.delta"]["data_offsets"]
+    raw[8 + size + begin : 8 + size + begin + 4] = np.float32("nan").tobytes()
+    file.write_bytes(raw)
+    digest = hashlib.sha256(raw[8 + size + begin : 8 + size + end]).hexdigest()
+    sums = json.loads(header["__metadata__"]["sha256"])
+    sums["model.norm.weight.delta"] = digest
+    response = post(client, _edit_header(file, _set("sha256", json.dumps(sums))))
+    assert error_of(response)["code"] == "non_finite_value", response.text
