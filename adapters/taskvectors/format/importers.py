@@ -124,10 +124,10 @@ def _parse_config(fields: Mapping[str, Any]) -> _Config:
             int(fields["r"]),
             float(fields["lora_alpha"]),
             bool(fields.get("use_rslora")),
-            dict(fields.get("rank_pattern") or {}),
-            dict(fields.get("alpha_pattern") or {}),
+            {key: int(rank) for key, rank in (fields.get("rank_pattern") or {}).items()},
+            {key: float(alpha) for key, alpha in (fields.get("alpha_pattern") or {}).items()},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UnsupportedAdapter(f"{CONFIG} lacks a usable field: {error!r}") from error
 
 
@@ -183,7 +183,7 @@ def _delta(
         raise UnsupportedAdapter(
             f"{module} is no linear layer: A {list(a.shape)}, B {list(b.shape)}"
         )
-    if not a.shape[0] == b.shape[1] == config.rank_of(module):
+    if not 0 < a.shape[0] == b.shape[1] == config.rank_of(module):
         raise UnsupportedAdapter(
             f"{module} has A {list(a.shape)} and B {list(b.shape)}; the configuration says rank"
             f" {config.rank_of(module)}"

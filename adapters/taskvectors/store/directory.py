@@ -108,7 +108,8 @@ class DirectoryStore:
 
     def entries(self) -> list[Entry]:
         """Sorted by name, then version."""
-        return [entry for record in self._names.records() for entry in record.versions]
+        found = [entry for record in self._names.records() for entry in record.versions]
+        return sorted(found, key=lambda entry: (entry.name, entry.version))
 
     def remove(self, reference: Reference) -> None:
         """Raises VectorNotFound, VectorInUse."""

@@ -78,8 +78,8 @@ class Names:
             file.write(json.dumps(fields, indent=1).encode())
 
     def records(self) -> Iterator[Record]:
-        """Every record, sorted by name."""
-        for path in sorted(self._root.glob(f"*/[!.]*{_SUFFIX}")):
+        """Every record, in no useful order."""
+        for path in self._root.glob(f"*/[!.]*{_SUFFIX}"):
             name = path.name.removesuffix(_SUFFIX)
             folder = path.parent.name
             full = name if folder == _NO_NAMESPACE else f"{folder}/{name}"
