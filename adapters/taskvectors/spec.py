@@ -6,12 +6,13 @@ canonical JSON has one digest per distinct mix. Everything here is pure: no I/O,
 
 import fnmatch
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from taskvectors.errors import InvalidLoadout, InvalidReference
 
@@ -76,7 +77,9 @@ class Reference:
     def __str__(self) -> str:
         if self.name is None:
             return f"sha256:{self.digest}"
-        pin = f"@sha256:{self.digest}" if self.digest else f"@{self.version}" if self.version else ""
+        pin = (
+            f"@sha256:{self.digest}" if self.digest else f"@{self.version}" if self.version else ""
+        )
         return f"{self.path}{pin}"
 
 
@@ -266,7 +269,7 @@ def _parse_entry(entry: object, position: int) -> RequestedVector:
 def _parse_layers(value: object, where: str) -> tuple[LayerRange, ...]:
     pairs = _selector_pairs(value, f"{where}.layers")
     ranges = sorted(_layer_range(key, factor, f"{where}.layers") for key, factor in pairs)
-    for (_, last, _), (first, _, _) in zip(ranges, ranges[1:], strict=False):
+    for (_, last, _), (first, _, _) in itertools.pairwise(ranges):
         if first <= last:
             raise InvalidLoadout(f"{where}.layers names layer {first} twice")
     return tuple(ranges)
@@ -277,7 +280,8 @@ def _parse_modules(value: object, where: str) -> tuple[ModuleFactor, ...]:
     for glob, _ in pairs:
         if not isinstance(glob, str) or not 0 < len(glob) <= 200:
             raise InvalidLoadout(
-                f"{where}.modules takes globs such as 'mlp.*' of at most 200 characters, not {glob!r}"
+                f"{where}.modules takes globs of at most 200 characters such as 'mlp.*', not"
+                f" {str(glob)[:200]!r}"
             )
     return tuple((str(glob), factor) for glob, factor in pairs)
 
@@ -314,7 +318,7 @@ def _item_from_json(fields: Mapping[str, object]) -> LoadoutItem:
     return LoadoutItem(digest, _weight(fields["weight"], "weight"), Selection(layers, modules))
 
 
-def _entries(fields: Mapping[str, object], key: str) -> list[list[object]]:
+def _entries(fields: Mapping[str, object], key: str) -> list[list[Any]]:
     value = fields.get(key, [])
     if not isinstance(value, list):
         raise InvalidLoadout(f"{key} of a canonical loadout must be a list")

@@ -4,6 +4,7 @@ The dense tensors are drawn here and never pass through the library, so that a m
 an independent oracle for what is served.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,9 @@ class Synthetic:
 class Maker:
     """Draws task vectors for a model given by its parameters' shapes."""
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], fingerprint: str, folder: Path) -> None:
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], fingerprint: str | None, folder: Path
+    ) -> None:
         self._shapes = shapes
         self._base = BaseInfo("base", fingerprint)
         self._folder = folder
@@ -87,7 +90,8 @@ class Maker:
     ) -> tuple[SparseDelta, Tensor]:
         shape = self._shapes[parameter]
         numel = shape[0] * shape[1]
-        index = torch.randperm(numel, generator=generator)[: max(1, numel // 100)].sort().values
+        draws = torch.randint(numel, (max(1, numel // 100),), generator=generator)
+        index = draws.unique()
         values = torch.randn(len(index), generator=generator) * size
         dense = torch.zeros(numel)
         dense[index] = values

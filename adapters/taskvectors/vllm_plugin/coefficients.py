@@ -92,9 +92,7 @@ class CoefficientTable:
         self._by_part.pop(row, None)
         self._poisoned.discard(row)
 
-    def gather(
-        self, rows: npt.NDArray[np.int64], device: torch.device
-    ) -> StepCoefficients | None:
+    def gather(self, rows: npt.NDArray[np.int64], device: torch.device) -> StepCoefficients | None:
         """The coefficients of a step whose rows have table rows `rows` [T]; None for the base."""
         distinct, inverse = np.unique(rows, return_inverse=True)
         table = self._table(distinct)

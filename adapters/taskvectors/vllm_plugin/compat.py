@@ -133,8 +133,7 @@ def override_quant_method(module: Any, **methods: Callable[..., Any]) -> None:
     method = copy.copy(module.quant_method)
     base = type(method)
     overrides = {
-        name: _forward_to(getattr(base, name), replacement)
-        for name, replacement in methods.items()
+        name: _forward_to(getattr(base, name), replacement) for name, replacement in methods.items()
     }
     method.__class__ = type(f"TaskVector{base.__name__}", (base,), overrides)
     module.quant_method = method

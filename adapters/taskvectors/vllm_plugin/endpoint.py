@@ -29,7 +29,7 @@ from taskvectors.vllm_plugin import compat
 from taskvectors.vllm_plugin.admission import Admission
 from taskvectors.vllm_plugin.config import KEY, PluginConfig
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
 
 HEADER = b"x-taskvectors-loadout"
 STATUS: tuple[tuple[type[TaskVectorError], int, str], ...] = (

@@ -151,9 +151,7 @@ def add_rows(site: Site, coefficients: StepCoefficients, y: Tensor, ids: Tensor)
             y += (deltas.dense[column][ids] * coef[:, column, None]).to(y.dtype)
 
 
-def add_norm(
-    site: Site, coefficients: StepCoefficients, y: Tensor, x: Tensor, eps: float
-) -> None:
+def add_norm(site: Site, coefficients: StepCoefficients, y: Tensor, x: Tensor, eps: float) -> None:
     """y[t] += Σ_k C[t, k] · normal(x[t]) ⊙ Δ_k. y, x: [T, …, dim], one token per leading row.
 
     A norm over heads may see [T · heads, dim]: each token's coefficient covers its heads.

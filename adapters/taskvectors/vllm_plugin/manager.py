@@ -28,7 +28,7 @@ from taskvectors.vllm_plugin.sites import SiteIndex
 from taskvectors.vllm_plugin.slots import SlotTable
 from taskvectors.vllm_plugin.staging import Stager
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
 
 
 class TaskVectorManager:
@@ -62,9 +62,7 @@ class TaskVectorManager:
             hook(site, self._state)
         store = DirectoryStore(self._config.store)
         self._pool = ResidentPool(store, Stager(index, self._device, dtype))
-        self._table = CoefficientTable(
-            self._num_slots + 1, self._config.max_vectors, index.parts
-        )
+        self._table = CoefficientTable(self._num_slots + 1, self._config.max_vectors, index.parts)
         logger.info("task vectors: %d layers hooked, %d slots", len(index.sites), self._num_slots)
         return model
 

@@ -18,7 +18,7 @@ from taskvectors.format import read_vector
 from taskvectors.store import DirectoryStore
 from taskvectors.vllm_plugin.staging import Staged, Stager
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
 
 LOADING, READY, FAILED = "loading", "ready", "failed: "
 

@@ -1,0 +1,150 @@
+"""One real gateway over one real vLLM for the whole test session, and what it serves."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import openai
+import pytest
+
+from taskvectors.checkpoint import Checkpoint, fingerprint
+from tests.end_to_end.oracle import Oracle
+from tests.end_to_end.synthetic import Maker, Synthetic
+
+OUTFITTER = str(Path(sys.executable).with_name("outfitter"))
+START_TIMEOUT_S = 240
+SLOTS = 8
+POOL_BYTES = 96 << 20
+MODEL = "smollm2"
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A running `outfitter serve`."""
+
+    url: str
+    model: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def get(self, path: str) -> tuple[int, dict[str, object]]:
+        """Status and JSON body of a GET."""
+        try:
+            with urllib.request.urlopen(f"{self.url}{path}", timeout=30) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def wait_until_ready(self) -> None:
+        """Wait for /health/ready; fail with the log when it does not come."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                if self.get("/health/ready")[0] == 200:
+                    return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.25)
+        pytest.fail(f"the gateway did not become ready:\n{self.log.read_text()[-6000:]}")
+
+    def push(self, vector: Synthetic) -> None:
+        """`outfitter push`, as a user would."""
+        outfitter("push", str(vector.path), "--name", vector.name, "--url", self.url)
+
+    def client(self) -> openai.AsyncOpenAI:
+        """The stock client, without retries so that every error is seen."""
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+
+
+def outfitter(*args: str) -> str:
+    """Run the command line; its output."""
+    done = subprocess.run([OUTFITTER, *args], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"outfitter {' '.join(args)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def serving(model: Path, name: str, folder: Path, *args: str) -> Iterator[Gateway]:
+    """`outfitter serve` on a free port; every process is gone afterwards."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    log = folder / f"{name}.log"
+    command = [
+        *(OUTFITTER, "serve", "--model", str(model), "--name", name),
+        *("--store", str(folder / f"{name}-store"), "--port", str(port), "--dtype", "float32"),
+        *args,
+    ]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command, stdout=sink, stderr=subprocess.STDOUT, env={**os.environ, "COLUMNS": "200"}
+        )
+    gateway = Gateway(f"http://127.0.0.1:{port}", name, process, log)
+    try:
+        gateway.wait_until_ready()
+        yield gateway
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def base_dir() -> Path:
+    """The default base, made by `make` before the tests run."""
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = Path(cache) / "outfitter" / "smollm2-135m-instruct"
+    if not (folder / "config.json").exists():
+        pytest.fail(f"no model in {folder}; run `make test`, which prepares it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def oracle(base_dir: Path) -> Oracle:
+    """transformers on densely merged weights."""
+    return Oracle(base_dir)
+
+
+@pytest.fixture(scope="session")
+def maker(base_dir: Path) -> Iterator[Maker]:
+    """Draws task vectors for the default base."""
+    checkpoint = Checkpoint.open(base_dir)
+    shapes = {name: checkpoint.info(name)[0] for name in checkpoint.names}
+    with tempfile.TemporaryDirectory() as folder:
+        yield Maker(shapes, fingerprint(base_dir), Path(folder))
+
+
+@pytest.fixture(scope="session")
+def vectors(maker: Maker) -> dict[str, Synthetic]:
+    """Low-rank, sparse and full (embedding, norms) vectors, by name."""
+    made = [
+        maker.low_rank("lowrank", seed=1, rank=8, size=0.08),
+        maker.sparse("sparse", seed=2, size=0.06),
+        maker.full("full", seed=3, size=0.02),
+    ]
+    return {vector.name: vector for vector in made}
+
+
+@pytest.fixture(scope="session")
+def gateway(
+    base_dir: Path, vectors: dict[str, Synthetic], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gateway]:
+    """The default base in float32 with 8 slots and a pool smaller than all vectors together."""
+    folder = tmp_path_factory.mktemp("gateway")
+    limits = ("--slots", str(SLOTS), "--pool-bytes", str(POOL_BYTES), "--max-model-len", "2048")
+    with serving(base_dir, MODEL, folder, *limits) as running:
+        for vector in vectors.values():
+            running.push(vector)
+        yield running
