@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from taskvectors.checkpoint import Checkpoint, fingerprint
 from taskvectors.errors import IncompatibleCheckpoints, NonFiniteValue
 from taskvectors.extract import extract
 from taskvectors.extract.sparsify import top_k
 from taskvectors.format import read_vector, validate_file
 from taskvectors.vector import DenseDelta, SparseDelta
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from tests.taskvectors.making import BF16, save_checkpoint
 
 
@@ -139,11 +139,11 @@ def test_equal_parameters_are_left_out(tmp_path: Path) -> None:
     ones, zeros = np.ones((4, 4), np.float32), np.zeros(3, np.float32)
     base, tuned = pair(
         tmp_path,
-        {"same": ones, "cast": ones, "sign": np.zeros(3, np.float32), "new": ones},
+        {"same": ones, "cast": ones, "sign": zeros, "new": ones},
         {
             "same": ones,
             "cast": ones.astype(BF16),
-            "sign": -np.zeros(3, np.float32),
+            "sign": -zeros,
             "new": ones * 2,
         },
     )

@@ -12,12 +12,13 @@ def top_k(difference: Array, density: float) -> Array:
     equal magnitudes the lowest index wins, so the result does not depend on the machine.
     """
     magnitude = np.abs(difference)
+    changed = np.flatnonzero(magnitude)
     wanted = max(1, round(density * len(magnitude)))
-    wanted = min(wanted, int(np.count_nonzero(magnitude)))
-    if wanted == 0:
-        return np.empty(0, np.int64)
+    if wanted >= len(changed):
+        return changed
+    magnitude = magnitude[changed]
     place = len(magnitude) - wanted
     threshold = np.partition(magnitude, place)[place]
     above = np.flatnonzero(magnitude > threshold)
     equal = np.flatnonzero(magnitude == threshold)[: wanted - len(above)]
-    return np.sort(np.concatenate([above, equal])).astype(np.int64, copy=False)
+    return changed[np.sort(np.concatenate([above, equal]))]
