@@ -73,6 +73,7 @@ class Gateway:
             lambda socket: self.hooks.command(self.config, socket, base.fingerprint),
             engine_environment(os.environ),
             self.hooks.engine_log,
+            self.hooks.announce,
             self._on_ready,
         )
         self.relay = Relay(self.supervisor.socket)

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import uvicorn
+
 from outfitter.app import create_app
 from outfitter.config import GatewayConfig
 from outfitter.deps import Hooks

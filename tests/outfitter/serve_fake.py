@@ -5,7 +5,6 @@ from pathlib import Path
 
 from outfitter.commands.serve import run
 from outfitter.vectors import Base
-
 from tests.outfitter.harness import FINGERPRINT, SHAPES, fake_command, make_config
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+from typer.testing import CliRunner, Result
+
 from outfitter.cli import app
 from outfitter.commands.serve import example, listen, local_model, run
 from outfitter.config import InvalidConfig
-from safetensors.numpy import save_file
 from taskvectors import __version__
 from taskvectors.format import file_digest, read_header
-from typer.testing import CliRunner, Result
-
 from tests.outfitter.harness import Running, free_port, make_config, make_vector
 
 

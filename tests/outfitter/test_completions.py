@@ -5,8 +5,8 @@ import json
 import httpx
 import openai
 import pytest
-from taskvectors.spec import Loadout, LoadoutItem
 
+from taskvectors.spec import Loadout, LoadoutItem
 from tests.outfitter.harness import Running, make_vector, push, wait_for
 
 BOTH = ("/v1/completions", "/v1/chat/completions")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from outfitter.config import GatewayConfig, InvalidConfig, model_name, parse_size
 from outfitter.engine.command import engine_command, engine_environment
 

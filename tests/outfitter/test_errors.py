@@ -1,6 +1,7 @@
 """Every failure has one place where its status is decided."""
 
 import pytest
+
 from outfitter.errors import TABLE, ApiError, from_task_vector_error
 from taskvectors import errors
 

@@ -1,6 +1,7 @@
 """What a request asks for is decided without I/O."""
 
 import pytest
+
 from outfitter.control.fields import known_fields
 from outfitter.control.resolve import ResolvedVector, check_fields, parse_body, plan
 from outfitter.errors import ApiError

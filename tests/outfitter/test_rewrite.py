@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from outfitter.engine.rewrite import Identity, StreamRewriter
 
 NAME = b"tv:" + b"a" * 64

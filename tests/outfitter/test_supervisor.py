@@ -18,9 +18,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from outfitter.engine.supervisor import private_directory
 from taskvectors.errors import InvalidCheckpoint
-
 from tests.outfitter.harness import Running, free_port, make_config, running, wait_for
 
 BODY = {"model": "base-model"}
@@ -107,7 +107,7 @@ def test_an_engine_that_never_starts_is_given_up(tmp_path: Path) -> None:
     with running(make_config(tmp_path), "--fail") as found:
         wait_for(lambda: bool(found.failures))
         assert "could not be started" in found.failures[0]
-        assert len([line for line in found.log if "exited with status 3" in line]) == 3
+        assert len([line for line in found.announced if "exited with status 3" in line]) == 3
         response = httpx.get(f"{found.url}/health/ready")
         assert response.json()["error"]["message"] == "the engine could not be started"
 
@@ -172,6 +172,20 @@ def test_no_process_is_left_behind(tmp_path: Path, number: signal.Signals) -> No
         wait_for(lambda: nobody_left(tmp_path), 10)
     expected = {signal.SIGTERM: 0, signal.SIGINT: 130, signal.SIGKILL: -9}
     assert status == expected[number]
+
+
+def test_a_second_interrupt_ends_the_drain(tmp_path: Path) -> None:
+    """Ctrl-C twice does not wait for running requests, and still leaves nobody."""
+    with process(tmp_path, 60) as (child, url):
+        wait_for(lambda: is_ready(url))
+        waiting = statuses(url, [], prompt="hang")
+        time.sleep(0.5)
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=15) == 130
+        waiting.join()
+    assert nobody_left(tmp_path)
 
 
 def test_the_guards_death_ends_the_engine(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
-from taskvectors.format import file_digest
 
+from taskvectors.format import file_digest
 from tests.outfitter.harness import FINGERPRINT, Running, make_vector, push, wait_for
 from tests.outfitter.test_completions import error_of
 

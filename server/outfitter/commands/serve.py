@@ -1,6 +1,8 @@
 """`outfitter serve`: the gateway with its engine, from start to the last drained request."""
 
 import asyncio
+import json
+import resource
 import shlex
 import signal
 import socket
@@ -13,6 +15,7 @@ import typer
 import uvicorn
 import uvloop
 from rich.markup import escape
+from rich.text import Text
 from taskvectors.store import DirectoryStore
 
 from outfitter.app import create_app
@@ -21,6 +24,9 @@ from outfitter.config import GatewayConfig, InvalidConfig, model_name, parse_siz
 from outfitter.deps import Hooks
 
 BACKLOG = 2048
+KEEP_ALIVE_S = 65
+OPEN_FILES = 65536
+"""Wished for: a request in flight takes two."""
 
 
 def serve(
@@ -81,10 +87,12 @@ def run(config: GatewayConfig, **hooks: Any) -> int:
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=config.drain_seconds,
     )
     server = narrator.server = uvicorn.Server(options)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    _allow_open_files()
+    with narrator, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.serve([listener]))
     return 1 if narrator.has_failed else 0
 
@@ -96,6 +104,7 @@ class Narrator:
         self._config = config
         self.server: uvicorn.Server | None = None
         self.has_failed = False
+        self._spinner = err.status("starting")
         self.hooks = Hooks(
             announce=self._announce,
             engine_log=self._engine_log,
@@ -103,18 +112,29 @@ class Narrator:
             on_failure=self._on_failure,
         )
 
+    def __enter__(self) -> "Narrator":
+        self._spinner.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._spinner.stop()
+
     def _announce(self, text: str) -> None:
+        self._spinner.update(escape(text))
         err.print(f"[bold cyan]outfitter[/] {escape(text)}", highlight=False, soft_wrap=True)
 
     def _engine_log(self, line: str) -> None:
-        err.out(f"engine | {line}", highlight=False)
+        text = Text(f"engine | {line}", style="dim")
+        err.print(text, highlight=False, soft_wrap=True)
 
     def _on_ready(self) -> None:
         self._announce(f"ready: {self._config.name} at {self._config.url}/v1")
         self._announce(f"try: {example(self._config)}")
+        self._spinner.stop()
 
     def _on_failure(self, text: str) -> None:
         self.has_failed = True
+        self._spinner.stop()
         err.print(f"[bold red]error[/] {escape(text)}", highlight=False, soft_wrap=True)
         if self.server is not None:
             self.server.should_exit = True
@@ -123,9 +143,9 @@ class Narrator:
 def example(config: GatewayConfig) -> str:
     """A curl line that works right now, with a task vector if the store has one."""
     names = [entry.name for entry in DirectoryStore(config.store).entries()]
-    vector = f', "task_vectors": {{"{names[0]}": 1.0}}' if names else ""
-    message = '[{"role": "user", "content": "Tell me about tailors."}]'
-    body = f'{{"model": "{config.name}", "max_tokens": 40, "messages": {message}{vector}}}'
+    question = {"role": "user", "content": "Tell me about tailors."}
+    fields = {"model": config.name, "max_tokens": 40, "messages": [question]}
+    body = json.dumps({**fields, "task_vectors": {names[0]: 1.0}} if names else fields)
     url = f"{config.url}/v1/chat/completions"
     return f"curl {url} -H 'content-type: application/json' -d {shlex.quote(body)}"
 
@@ -160,6 +180,13 @@ def _download(repo: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         advice = "there is no such folder, and the Hugging Face Hub does not give it"
         raise InvalidConfig(f"unsupported --model {repo!r}; {advice}: {error}") from error
+
+
+def _allow_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _exit_on_signals() -> None:

@@ -42,7 +42,7 @@ class Relay:
         headers = {"content-type": "application/json", **headers}
         try:
             response = await self._session.post(_ORIGIN + path, data=body, headers=headers)
-        except aiohttp.ClientConnectorError as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
             raise unavailable("the engine does not accept connections; try again") from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise engine_died() from error

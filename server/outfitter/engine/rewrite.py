@@ -110,7 +110,7 @@ def translate_error(status: int, body: bytes, identity: Identity) -> ApiError:
         status,
         message,
         code if isinstance(code, str) else None,
-        param if isinstance(param, str) else None,
+        param.removeprefix("body.") if isinstance(param, str) else None,
         kind if isinstance(kind, str) and kind.endswith("_error") else type_for_status(status),
     )
 

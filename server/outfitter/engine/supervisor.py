@@ -45,8 +45,8 @@ class Supervisor:
     """Owns the engine's process, its private directory and its socket.
 
     `run` is the whole life: await it in a task, cancel the task to stop. `command` makes the
-    command line for a socket path; `emit` receives the engine's log lines; `on_ready` is awaited
-    before the engine counts as ready.
+    command line for a socket path; `emit` receives the engine's log lines, `announce` what the
+    supervisor itself has to say; `on_ready` is awaited before the engine counts as ready.
     """
 
     def __init__(
@@ -54,11 +54,13 @@ class Supervisor:
         command: Callable[[Path], Sequence[str]],
         environment: Mapping[str, str],
         emit: Callable[[str], None],
+        announce: Callable[[str], None],
         on_ready: Callable[[], Awaitable[None]],
     ) -> None:
         self._command = command
         self._environment = dict(environment)
         self._emit = emit
+        self._announce = announce
         self._on_ready = on_ready
         self._directory = private_directory()
         self._process: asyncio.subprocess.Process | None = None
@@ -93,12 +95,12 @@ class Supervisor:
         while True:
             self.state = State.RESTARTING if was_ever_ready else State.LOADING
             status = await self._live_once()
-            self._emit(f"the engine exited with status {status}")
+            self._announce(f"the engine exited with status {status}")
             was_ever_ready = was_ever_ready or self._became_ready_at is not None
             if not was_ever_ready and self.starts == MAX_FIRST_STARTS:
                 return
             backoff = FIRST_BACKOFF_S if self._was_stable() else backoff
-            self._emit(f"the engine is started again in {backoff:g} s")
+            self._announce(f"the engine is started again in {backoff:g} s")
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, MAX_BACKOFF_S)
 
@@ -157,7 +159,7 @@ class Supervisor:
                     await self._on_ready()
                     self.state = State.READY
                 elif self.is_ready and status == 503:  # the API process outlived the engine core
-                    self._emit("the engine reports that it is dead")
+                    self._announce("the engine reports that it is dead")
                     await self._end(process)
                     return
                 await asyncio.sleep(POLL_READY_S if self.is_ready else POLL_STARTING_S)
