@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
+
 from taskvectors import checkpoint as module
 from taskvectors.checkpoint import (
     Checkpoint,
@@ -18,7 +19,6 @@ from taskvectors.checkpoint import (
     load_base_shapes,
 )
 from taskvectors.errors import InvalidCheckpoint
-
 from tests.taskvectors.making import BF16, save_checkpoint
 
 TENSORS = {

@@ -10,6 +10,7 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+
 from taskvectors.delta import Array, Delta
 from taskvectors.errors import (
     HeaderTooLarge,
@@ -28,7 +29,6 @@ from taskvectors.format import (
     write_vector,
 )
 from taskvectors.vector import BaseInfo, DenseDelta, LowRankDelta, SparseDelta, TaskVector
-
 from tests.taskvectors.making import (
     BF16,
     DENSE,

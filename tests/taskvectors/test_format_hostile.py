@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from taskvectors.delta import Array
 from taskvectors.errors import (
     BaseMismatch,
@@ -33,7 +34,6 @@ from taskvectors.format import (
     validate_file,
     write_vector,
 )
-
 from tests.taskvectors.making import (
     BF16,
     DENSE,

@@ -10,11 +10,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from taskvectors.checkpoint import Checkpoint, fingerprint
 from taskvectors.errors import BaseMismatch, InvalidCheckpoint, UnsupportedAdapter
 from taskvectors.format import import_lora, read_header, read_vector
 from taskvectors.vector import LowRankDelta
-from transformers import LlamaConfig, LlamaForCausalLM
 
 Q = "self_attn.q_proj"
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -255,6 +256,13 @@ def test_a_rank_of_zero_is_refused(tmp_path: Path, plain: Path) -> None:
 
     edit_tensors(plain, change)
     with pytest.raises(UnsupportedAdapter, match="the configuration says rank 0"):
+        import_lora(plain, tmp_path / "x")
+
+
+def test_an_adapter_without_factors_is_refused(tmp_path: Path, plain: Path) -> None:
+    """An empty adapter is a mistake, not the zero vector."""
+    edit_tensors(plain, lambda tensors: tensors.clear())
+    with pytest.raises(UnsupportedAdapter, match="holds neither lora_A nor lora_B"):
         import_lora(plain, tmp_path / "x")
 
 

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from taskvectors.errors import (
     ChecksumMismatch,
     InvalidFile,
@@ -19,7 +20,6 @@ from taskvectors.errors import (
 from taskvectors.format import write_vector
 from taskvectors.spec import Reference
 from taskvectors.store import DirectoryStore, Resolved, Store
-
 from tests.taskvectors.making import example_vector
 
 

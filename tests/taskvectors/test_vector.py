@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from taskvectors.delta import Array, Delta
 from taskvectors.errors import BaseMismatch, InvalidIndex, InvalidLoadout, InvalidTensor
 from taskvectors.spec import Selection
@@ -18,7 +19,6 @@ from taskvectors.vector import (
     TaskVector,
     module_of,
 )
-
 from tests.taskvectors.making import (
     BF16,
     DENSE,

@@ -48,14 +48,13 @@ def extract(
     base, finetuned = Checkpoint.open(base_dir), Checkpoint.open(finetuned_dir)
     check_compatible(base, finetuned)
     info = BaseInfo(base_model or base.directory.resolve().name, fingerprint(base))
-    how = {"method": "magnitude", "density": density}
     fields = card(
         license=license,
         base_model=base_model,
         base_model_relation=base_model_relation,
-        tags=None if tags is None else list(tags),
-        language=None if language is None else list(language),
-        extraction=how,
+        tags=tags,
+        language=language,
+        extraction={"method": "magnitude", "density": density},
         provenance=provenance,
     )
     reports: list[ParameterReport] = []
@@ -64,10 +63,9 @@ def extract(
             writer.add(name, delta)
             reports.append(_report(name, delta, energy))
         digest = writer.finish(fields)
-    changed = {report.name for report in reports}
-    unchanged = tuple(name for name in base.names if name not in changed)
-    path = Path(out)
-    return ExtractReport(path, digest, path.stat().st_size, info, tuple(reports), unchanged)
+    unchanged = sorted(base.tensors.keys() - {report.name for report in reports})
+    nbytes = Path(out).stat().st_size
+    return ExtractReport(Path(out), digest, nbytes, info, tuple(reports), tuple(unchanged))
 
 
 def check_compatible(base: Checkpoint, finetuned: Checkpoint) -> None:

@@ -21,4 +21,5 @@ def top_k(difference: Array, density: float) -> Array:
     threshold = np.partition(magnitude, place)[place]
     above = np.flatnonzero(magnitude > threshold)
     equal = np.flatnonzero(magnitude == threshold)[: wanted - len(above)]
-    return changed[np.sort(np.concatenate([above, equal]))]
+    kept: Array = changed[np.sort(np.concatenate([above, equal]))]
+    return kept

@@ -95,13 +95,8 @@ def import_lora(
                 _check_tied(module, parts, fields, base)
                 match_shape(f"{module}.weight", delta.shape, base.shapes.get(f"{module}.weight"))
             writer.add(f"{module}.weight", delta)
-        return writer.finish(
-            card(
-                base_model=name,
-                base_model_relation="adapter",
-                extraction={"method": "peft_lora", "rslora": config.rslora},
-            )
-        )
+        how = {"method": "peft_lora", "rslora": config.rslora}
+        return writer.finish(card(base_model=name, base_model_relation="adapter", extraction=how))
 
 
 def _parse_config(fields: Mapping[str, Any]) -> _Config:
@@ -169,6 +164,8 @@ def _pair_factors(adapter: Checkpoint, base: Checkpoint | None) -> dict[str, dic
             _check_copy_of_base(f"{match['module']}.weight", adapter.read(name), base)
         else:
             raise UnsupportedAdapter(f"tensor {name} is neither lora_A nor lora_B")
+    if not modules:
+        raise UnsupportedAdapter(f"{adapter.directory} holds neither lora_A nor lora_B")
     for module, parts in modules.items():
         if sorted(parts) not in (["lora_A", "lora_B"], ["lora_embedding_A", "lora_embedding_B"]):
             raise UnsupportedAdapter(f"{module} needs an A and a B, not {', '.join(sorted(parts))}")

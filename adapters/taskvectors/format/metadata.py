@@ -4,7 +4,7 @@ In the file every field is a string; `license`, `base_model` and `base_model_rel
 text, the others JSON. In memory they are what the JSON says. The words are the Hub's own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskvectors.container.strict_json import dumps, loads
@@ -21,14 +21,22 @@ def card(
     license: str | None = None,
     base_model: str | None = None,
     base_model_relation: str | None = None,
-    tags: list[str] | None = None,
-    language: list[str] | None = None,
+    tags: Sequence[str] | None = None,
+    language: Sequence[str] | None = None,
     extraction: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The metadata of a TaskVector, without the fields that are not given."""
-    given = locals()
-    return {name: given[name] for name in FIELDS if given[name] is not None}
+    given = {
+        "license": license,
+        "base_model": base_model,
+        "base_model_relation": base_model_relation,
+        "tags": None if tags is None else list(tags),
+        "language": None if language is None else list(language),
+        "extraction": extraction,
+        "provenance": provenance,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def encode_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
