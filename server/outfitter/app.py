@@ -8,12 +8,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from taskvectors.errors import TaskVectorError
 
 from outfitter.config import GatewayConfig
 from outfitter.deps import Hooks, open_gateway
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes import health, openai, task_vectors
+from taskvectors.errors import TaskVectorError
 
 
 def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:

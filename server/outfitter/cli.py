@@ -3,13 +3,13 @@
 from typing import Annotated, Any
 
 import typer
-from taskvectors import __version__
-from taskvectors.errors import TaskVectorError
 from typer.core import TyperGroup
 
 from outfitter.client import GatewayError
 from outfitter.commands import files, serve, vectors
 from outfitter.config import InvalidConfig
+from taskvectors import __version__
+from taskvectors.errors import TaskVectorError
 
 EXPECTED = (TaskVectorError, InvalidConfig, GatewayError, OSError)
 """What a person can mend: told in one line, without a traceback."""

@@ -12,10 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
-from taskvectors.checkpoint import cached_fingerprint, load_base_shapes
-from taskvectors.errors import TaskVectorError
-from taskvectors.spec import RequestedVector
-from taskvectors.store import DirectoryStore
 
 from outfitter.config import GatewayConfig
 from outfitter.control.fields import OPENAI_FIELDS, known_fields
@@ -25,6 +21,10 @@ from outfitter.engine.relay import Relay
 from outfitter.engine.supervisor import State, Supervisor
 from outfitter.errors import unavailable
 from outfitter.vectors import Base, Vectors
+from taskvectors.checkpoint import cached_fingerprint, load_base_shapes
+from taskvectors.errors import TaskVectorError
+from taskvectors.spec import RequestedVector
+from taskvectors.store import DirectoryStore
 
 log = logging.getLogger(__name__)
 

@@ -6,12 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from outfitter.control.resolve import ResolvedVector
 from taskvectors.errors import VectorNotFound
 from taskvectors.format import FileHeader, validate_file
 from taskvectors.spec import Reference
 from taskvectors.store import DirectoryStore, Entry
-
-from outfitter.control.resolve import ResolvedVector
 
 MAX_SUMMARIES = 4096
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from taskvectors.format import FileHeader, ParameterSpec, file_digest, read_header
-from taskvectors.format.header import tensor_names
 
 from outfitter.commands.console import count_progress, human_bytes, out
 from outfitter.config import InvalidConfig
+from taskvectors.format import FileHeader, ParameterSpec, file_digest, read_header
+from taskvectors.format.header import tensor_names
 
 VALUE_DTYPES = ("bf16", "fp16", "fp32")
 INDEX_DTYPES = ("auto", "u8", "u16", "u32")

@@ -16,12 +16,12 @@ import uvicorn
 import uvloop
 from rich.markup import escape
 from rich.text import Text
-from taskvectors.store import DirectoryStore
 
 from outfitter.app import create_app
 from outfitter.commands.console import err
 from outfitter.config import GatewayConfig, InvalidConfig, model_name, parse_size
 from outfitter.deps import Hooks
+from taskvectors.store import DirectoryStore
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 65

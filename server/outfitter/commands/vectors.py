@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from taskvectors.spec import Reference
-from taskvectors.store import DirectoryStore
 
 from outfitter.client import GatewayClient
 from outfitter.commands.console import byte_progress, err, human_bytes, out
 from outfitter.config import InvalidConfig
 from outfitter.schemas import describe
 from outfitter.vectors import Vectors
+from taskvectors.spec import Reference
+from taskvectors.store import DirectoryStore
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from outfitter.errors import ApiError
 from taskvectors.errors import BaseMismatch
 from taskvectors.spec import (
     Loadout,
@@ -13,8 +14,6 @@ from taskvectors.spec import (
     RequestedVector,
     parse_task_vectors,
 )
-
-from outfitter.errors import ApiError
 
 TASK_VECTORS = "task_vectors"
 

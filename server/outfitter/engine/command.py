@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from outfitter.config import ADMISSION_TIMEOUT_S, MAX_VECTORS_RESIDENT, GatewayConfig
+from outfitter.engine.relay import ENGINE_KEEP_ALIVE_S
 
 _SETTINGS = {
     "VLLM_PLUGINS": "taskvectors",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(ENGINE_KEEP_ALIVE_S),
     "HF_HUB_OFFLINE": "1",
 }
 _DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1"}

@@ -12,6 +12,8 @@ from outfitter.errors import engine_died, unavailable
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
+ENGINE_KEEP_ALIVE_S = 30
+"""The engine keeps idle connections so long; the gateway reuses younger ones only."""
 _ORIGIN = "http://engine"
 _KEPT_HEADERS = ("content-type", "retry-after", "x-request-id")
 
@@ -20,8 +22,9 @@ class Relay:
     """A client of the engine's HTTP server on its unix socket."""
 
     def __init__(self, socket: Path) -> None:
-        # Connecting costs microseconds; a connection kept alive can be closed under our feet.
-        connector = aiohttp.UnixConnector(str(socket), limit=0, force_close=True)
+        connector = aiohttp.UnixConnector(
+            str(socket), limit=0, keepalive_timeout=ENGINE_KEEP_ALIVE_S / 3
+        )
         self._session = aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),

@@ -4,7 +4,6 @@ import json
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
-from taskvectors.errors import TaskVectorError
 
 from outfitter.control.resolve import (
     TASK_VECTORS,
@@ -19,6 +18,7 @@ from outfitter.engine.rewrite import Identity
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes.body import read_body
 from outfitter.routes.relayed import EngineRequest, RelayedResponse
+from taskvectors.errors import TaskVectorError
 
 router = APIRouter(prefix="/v1")
 

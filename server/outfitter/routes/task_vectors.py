@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from taskvectors.spec import Reference
 
 from outfitter.deps import GatewayDep
 from outfitter.errors import ApiError
 from outfitter.routes.body import stream_body
 from outfitter.schemas import describe
+from taskvectors.spec import Reference
 
 router = APIRouter(prefix="/v1/task_vectors")
 
