@@ -58,6 +58,8 @@ class GatewayConfig:
     max_upload_bytes: int = 4 * 2**30
     max_body_bytes: int = 32 * 2**20
     max_model_len: int | None = None
+    model_as_given: str | None = None
+    """What --model said; clients may name the model so, as with vLLM itself."""
     drain_seconds: int = 30
     engine_args: tuple[str, ...] = ()
 
@@ -89,6 +91,11 @@ class GatewayConfig:
                 own = RESERVED_ENGINE_FLAGS[flag]
                 advice = f"use outfitter's own {own}" if own else "it is set by outfitter"
                 raise InvalidConfig(f"unsupported engine argument {flag!r}; {advice}")
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """What clients may call the model; listings use the first, answers what was sent."""
+        return tuple(dict.fromkeys([self.name, self.model_as_given or self.name]))
 
     @property
     def is_loopback(self) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import openai
+import psutil
 import pytest
 
 from taskvectors.checkpoint import Checkpoint, fingerprint
@@ -62,6 +63,16 @@ class Gateway:
         """`outfitter push`, as a user would."""
         outfitter("push", str(vector.path), "--name", vector.name, "--url", self.url)
 
+    def engine_processes(self) -> list[psutil.Process]:
+        """vLLM's API server and everything below it."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in below if "guard.py" not in " ".join(child.cmdline())]
+
+    def engine_socket(self) -> Path:
+        """The unix socket that vLLM listens on."""
+        [api] = [p for p in self.engine_processes() if "--uds" in p.cmdline()]
+        return Path(api.cmdline()[api.cmdline().index("--uds") + 1])
+
     def client(self) -> openai.AsyncOpenAI:
         """The stock client, without retries so that every error is seen."""
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
@@ -94,11 +105,11 @@ def serving(model: Path, name: str, folder: Path, *args: str) -> Iterator[Gatewa
         gateway.wait_until_ready()
         yield gateway
     finally:
+        started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        process.wait(timeout=90)
+        left = [child for child in started if child.is_running()]
+        assert not left, f"the gateway left processes behind: {left}"
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,9 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft.utils.merge_utils import task_arithmetic
@@ -27,9 +29,14 @@ class Oracle:
     """A float32 model whose weights are merged, used, and put back."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._folder = folder
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self._parameters = dict(self._model.named_parameters())
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the folder."""
+        return AutoTokenizer.from_pretrained(self._folder)
 
     @contextlib.contextmanager
     def merged(self, mix: Sequence[Weighted]) -> Iterator[None]:
@@ -51,11 +58,16 @@ class Oracle:
             for name, original in saved.items():
                 self._parameters[name].data.copy_(original)
 
-    @torch.inference_mode()
     def compare(self, prompt: str, tokens: Sequence[str], logprobs: Sequence[float]) -> Comparison:
+        """Compare an answer whose tokens are written `token_id:5`."""
+        answer_ids = [int(token.removeprefix("token_id:")) for token in tokens]
+        return self.compare_ids(self.tokenizer(prompt).input_ids, answer_ids, logprobs)
+
+    @torch.inference_mode()
+    def compare_ids(
+        self, prompt_ids: list[int], answer_ids: list[int], logprobs: Sequence[float]
+    ) -> Comparison:
         """Feed prompt and answer once; every token must be the argmax, every logprob equal."""
-        prompt_ids = self.tokenizer(prompt).input_ids
-        answer_ids = [self._token_id(token) for token in tokens]
         logits = self._model(torch.tensor([prompt_ids + answer_ids[:-1]])).logits[0]
         expected = torch.log_softmax(logits[len(prompt_ids) - 1 :], -1)
         best = expected.argmax(-1).tolist()
@@ -70,8 +82,3 @@ class Oracle:
         ids = self.tokenizer(prompt).input_ids
         logprobs = torch.log_softmax(self._model(torch.tensor([ids])).logits[0], -1)
         return logprobs[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].tolist()
-
-    @staticmethod
-    def _token_id(token: str) -> int:
-        assert token.startswith("token_id:"), token
-        return int(token.removeprefix("token_id:"))

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from taskvectors.durable import replacing
@@ -18,6 +19,7 @@ from taskvectors.store.base import Entry
 
 _NO_NAMESPACE = "_"  # no namespace can be called so
 _SUFFIX = ".json"
+_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,10 @@ class Names:
         """The record of a name, empty if there is none; raises InvalidReference."""
         if reference.path is None:
             raise InvalidReference(f"{reference} is a digest, not a name")
+        path = self._file(reference)
         try:
-            return _parse(reference.path, self._file(reference).read_text("utf-8"))
+            status = path.stat()
+            return _read(reference.path, path, (status.st_ino, status.st_mtime_ns))
         except FileNotFoundError:
             return Record(reference.path)
 
@@ -105,6 +109,12 @@ class Names:
     def _file(self, reference: Reference) -> Path:
         assert reference.name is not None
         return self._root / (reference.namespace or _NO_NAMESPACE) / f"{reference.name}{_SUFFIX}"
+
+
+@lru_cache(_REMEMBERED)
+def _read(name: str, path: Path, _version: tuple[int, int]) -> Record:
+    """A record is replaced by rename: another inode or time is another text."""
+    return _parse(name, path.read_text("utf-8"))
 
 
 def _parse(name: str, text: str) -> Record:

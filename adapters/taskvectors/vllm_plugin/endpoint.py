@@ -35,7 +35,7 @@ HEADER = b"x-taskvectors-loadout"
 STATUS: tuple[tuple[type[TaskVectorError], int, str], ...] = (
     (InvalidLoadout, 400, "invalid_loadout"),
     (VectorNotFound, 404, "task_vector_not_found"),
-    (BaseMismatch, 409, "base_mismatch"),
+    (BaseMismatch, 422, "base_mismatch"),
     (PoolTooSmall, 400, "loadout_too_large"),
     (PoolBusy, 503, "pool_busy"),
     (VectorLoadFailed, 422, "task_vector_not_servable"),

@@ -65,6 +65,7 @@ def serve(
         max_upload_bytes=parse_size(max_upload_bytes),
         max_body_bytes=parse_size(max_body_bytes),
         max_model_len=max_model_len,
+        model_as_given=model,
         drain_seconds=drain_seconds,
         engine_args=tuple(engine_args or ()),
     )

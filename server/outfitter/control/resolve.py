@@ -54,15 +54,16 @@ def parse_body(raw: bytes) -> dict[str, object]:
     return body
 
 
-def check_model(body: Mapping[str, object], model: str) -> None:
-    """Raise ApiError unless the request names the model that is served."""
+def check_model(body: Mapping[str, object], served: Sequence[str]) -> str:
+    """The model that the request names, one of `served`; raises ApiError for any other."""
     asked = body.get("model")
     if not isinstance(asked, str):
-        message = f"model must be a string: use {model!r}"
+        message = f"model must be a string: use {served[0]!r}"
         raise ApiError(400, message, "missing_model" if asked is None else None, "model")
-    if asked != model:
-        message = f"the model {asked[:200]!r} does not exist; this server serves {model!r}"
+    if asked not in served:
+        message = f"the model {asked[:200]!r} does not exist; this server serves {served[0]!r}"
         raise ApiError(404, message, "model_not_found", "model")
+    return asked
 
 
 def check_fields(body: Mapping[str, object], known: frozenset[str] | None) -> None:

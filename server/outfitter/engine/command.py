@@ -1,5 +1,6 @@
 """How the engine is started: its command line and its environment. Pure."""
 
+import importlib.util
 import json
 import sys
 from collections.abc import Mapping
@@ -27,6 +28,9 @@ def engine_command(config: GatewayConfig, socket: Path, fingerprint: str) -> lis
     command += ["--model", str(config.model), "--served-model-name", config.name]
     command += ["--uds", str(socket), "--dtype", config.dtype, "--disable-uvicorn-access-log"]
     command += ["--enable-lora", "--max-loras", str(config.slots), "--max-lora-rank", "1"]
+    command += ["--enforce-eager", "--enable-prompt-tokens-details"]
+    if not _has_endpoint_plugins():
+        command += ["--middleware", "taskvectors.vllm_plugin.endpoint.LoadoutMiddleware"]
     command += ["--additional-config", json.dumps(_additional_config(config, fingerprint))]
     if config.max_model_len is not None:
         command += ["--max-model-len", str(config.max_model_len)]
@@ -37,6 +41,13 @@ def engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of the vLLM child, from that of the gateway."""
     kept = {key: value for key, value in environment.items() if key not in _REMOVED}
     return {**_DEFAULTS, **kept, **_SETTINGS}
+
+
+def _has_endpoint_plugins() -> bool:
+    """Whether the installed vLLM, which is not imported, loads endpoint plugins itself."""
+    vllm = importlib.util.find_spec("vllm")
+    folders = list(vllm.submodule_search_locations or ()) if vllm is not None else []
+    return not folders or any(Path(f, "plugins", "endpoint_plugins").is_dir() for f in folders)
 
 
 def _additional_config(config: GatewayConfig, fingerprint: str) -> dict[str, object]:

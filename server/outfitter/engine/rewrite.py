@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from outfitter.errors import ApiError, engine_died, type_for_status
 
-_ENGINE_MODEL = re.compile(rb'"model"\s*:\s*"tv:[0-9a-f]{64}"')
+_MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]')
 _ENGINE_NAME = re.compile(r"tv:[0-9a-f]{64}")
 _CORE_DIED = "EngineCore encountered an issue"
@@ -37,7 +37,7 @@ class Identity:
 
     def rename(self, body: bytes) -> bytes:
         """Put the client's model name in the top-level `model` of a JSON object."""
-        for match in _ENGINE_MODEL.finditer(body):
+        for match in _MODEL.finditer(body):
             if _is_top_level(body, match.start()):
                 name = b'"model":' + json.dumps(self.model).encode()
                 return body[: match.start()] + name + body[match.end() :]

@@ -47,18 +47,18 @@ async def list_models(gateway: GatewayDep) -> dict[str, object]:
 @router.get("/models/{model:path}")
 async def get_model(model: str, gateway: GatewayDep) -> dict[str, object]:
     """One model."""
-    check_model({"model": model}, gateway.config.name)
+    check_model({"model": model}, gateway.config.served_names)
     return _model(gateway)
 
 
 async def _complete(request: Request, gateway: Gateway, path: str, schema: str) -> Response:
     body = parse_body(await read_body(request, gateway.config.max_body_bytes))
-    check_model(body, gateway.config.name)
+    model = check_model(body, gateway.config.served_names)
     relay = gateway.ready_relay()
     check_fields(body, gateway.known_fields.get(schema))
     plan = await _plan(gateway, body)
-    content = _engine_body(body, plan)
-    identity = Identity(gateway.config.name, plan.label, plan.task_vectors)
+    content = _engine_body(body, plan, gateway.config.name)
+    identity = Identity(model, plan.label, plan.task_vectors)
     headers = _engine_headers(request, plan)
     return RelayedResponse(relay, EngineRequest(path, content, headers), identity)
 
@@ -70,10 +70,9 @@ async def _plan(gateway: Gateway, body: dict[str, object]) -> Plan:
         raise from_task_vector_error(error, TASK_VECTORS) from error
 
 
-def _engine_body(body: dict[str, object], plan: Plan) -> bytes:
+def _engine_body(body: dict[str, object], plan: Plan, base: str) -> bytes:
     fields = {key: value for key, value in body.items() if key != TASK_VECTORS}
-    if not plan.loadout.is_base:
-        fields["model"] = plan.loadout.engine_name
+    fields["model"] = base if plan.loadout.is_base else plan.loadout.engine_name
     try:
         return json.dumps(fields, separators=(",", ":")).encode()
     except RecursionError as error:
