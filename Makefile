@@ -37,6 +37,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_imports.py
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

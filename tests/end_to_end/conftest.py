@@ -149,6 +149,15 @@ def vectors(maker: Maker) -> dict[str, Synthetic]:
 
 
 @pytest.fixture(scope="session")
+def big(maker: Maker, gateway: "Gateway") -> list[Synthetic]:
+    """Ten pushed vectors of which the pool holds seven or eight."""
+    made = [maker.sparse(f"big{i}", seed=80 + i, size=0.06) for i in range(10)]
+    for vector in made:
+        gateway.push(vector)
+    return made
+
+
+@pytest.fixture(scope="session")
 def gateway(
     base_dir: Path, vectors: dict[str, Synthetic], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Gateway]:

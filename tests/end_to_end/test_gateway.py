@@ -1,7 +1,4 @@
-"""The gateway over a real engine: OpenAI's shapes, bounded tables, closed doors, recovery.
-
-The recovery comes last: it restarts the engine that the other tests share.
-"""
+"""The gateway over a real engine: OpenAI's shapes, bounded tables, closed doors."""
 
 import asyncio
 import http.client
@@ -16,6 +13,7 @@ import openai
 import pytest
 
 from tests.end_to_end.conftest import Gateway
+from tests.end_to_end.synthetic import Synthetic
 from tests.end_to_end.test_truth import gather
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -96,14 +94,13 @@ def test_a_bad_loadout_is_an_openai_error(
     assert caught.value.param == "task_vectors"
 
 
-def test_a_loadout_larger_than_the_pool_is_refused_by_size(gateway: Gateway, maker: object) -> None:
+def test_a_loadout_larger_than_the_pool_is_refused_by_size(
+    gateway: Gateway, big: list[Synthetic]
+) -> None:
     """Nothing crashes, and the error names both sizes."""
-    names = [entry["name"] for entry in gateway.get("/v1/task_vectors")[1]["data"]]  # type: ignore[index,attr-defined]
-    big = sorted({name for name in names if name.startswith("big")})
-    if len(big) < 10:
-        pytest.skip("the ten big vectors come with test_truth")
+    mix = {vector.name: 0.1 for vector in big} | {"full": 1, "lowrank": 1, "sparse": 1}
     with pytest.raises(openai.BadRequestError, match="the pool has"):
-        gather(gateway, [("Hi", dict.fromkeys(big, 0.1) | {"full": 1, "lowrank": 1})], tokens=1)
+        gather(gateway, [("Hi", mix)], tokens=1)
 
 
 def test_many_loadouts_leave_no_trace_in_the_engine(gateway: Gateway) -> None:
@@ -128,36 +125,6 @@ def test_runtime_lora_endpoints_cannot_be_reached(gateway: Gateway) -> None:
     )
     assert status == 404
     assert stat.S_IMODE(gateway.engine_socket().parent.stat().st_mode) == 0o700
-
-
-def test_a_killed_engine_comes_back(gateway: Gateway) -> None:
-    """In-flight requests get an OpenAI-shaped error, plain or in the stream; then all is well."""
-
-    async def run() -> tuple[object, object]:
-        async with gateway.client() as client:
-            endless = {"model": gateway.model, "prompt": "Count: 1 2 3", "max_tokens": 1500}
-            body = {"ignore_eos": True, "task_vectors": {"sparse": 0.4}}
-            plain = asyncio.create_task(client.completions.create(**endless, extra_body=body))
-            stream = await client.completions.create(**endless, stream=True, extra_body=body)
-            events = aiter(stream)
-            await anext(events)
-            for process in gateway.engine_processes():
-                if "--uds" not in process.cmdline():
-                    process.kill()
-
-            async def drain() -> None:
-                async for _ in events:
-                    pass
-
-            return await asyncio.gather(plain, drain(), return_exceptions=True)
-
-    plain, streamed = asyncio.run(run())
-    assert isinstance(plain, openai.InternalServerError), plain
-    assert plain.type == "server_error"
-    assert isinstance(streamed, openai.APIError), streamed
-    gateway.wait_until_ready()
-    [answer] = gather(gateway, [("The capital of France is", {"sparse": 0.4})], tokens=2)
-    assert answer.choices[0].text
 
 
 def _engine(gateway: Gateway, method: str, path: str, body: object = None) -> tuple[int, str]:

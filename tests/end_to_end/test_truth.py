@@ -230,19 +230,16 @@ def test_two_hundred_loadouts_through_eight_slots_all_answer_right(
 
 
 def test_vectors_are_evicted_and_come_back_right(
-    gateway: Gateway, oracle: Oracle, maker: Maker
+    gateway: Gateway, oracle: Oracle, big: list[Synthetic]
 ) -> None:
-    """Ten vectors take turns in a pool that holds seven of them, under concurrent requests."""
-    many = [maker.sparse(f"big{i}", seed=80 + i, size=0.06) for i in range(10)]
-    for vector in many:
-        gateway.push(vector)
+    """Ten vectors take turns in a pool that holds fewer, under concurrent requests."""
     order = [*range(10), *range(10), *reversed(range(10))]
     answers = gather(gateway, [(PROMPTS[0], {f"big{i}": 0.9}) for i in order], tokens=6)
     by_vector: dict[int, list[openai.types.Completion]] = {}
     for i, answer in zip(order, answers, strict=True):
         by_vector.setdefault(i, []).append(answer)
     for i, its_answers in by_vector.items():
-        with oracle.merged([(many[i].deltas, 0.9, None)]):
+        with oracle.merged([(big[i].deltas, 0.9, None)]):
             for answer in its_answers:
                 check(oracle, PROMPTS[0], answer, f"big{i}")
 

@@ -4,8 +4,10 @@ Semantics, shapes and dtypes are those of `reference`; a sparse delta is a `Spar
 """
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +77,40 @@ def sparse_product(delta: SparseMatrix, x: Tensor) -> Tensor:
 def sparse_linear(y: Tensor, x: Tensor, coef: Tensor, delta: SparseMatrix) -> None:
     """y[t] += coef[t] · delta @ x[t]; coef [T]."""
     y += sparse_product(delta, x * coef[:, None].to(x.dtype)).to(y.dtype)
+
+
+class RankBlock(NamedTuple):
+    """Some ranks of a low-rank product and where their output goes.
+
+    ranks: rows of `a`; outputs: columns of `y`; coef: [T, R], the weight of each rank's owner;
+    b: [R, columns], the scale folded in.
+    """
+
+    ranks: slice
+    outputs: slice
+    coef: Tensor
+    b: Tensor
+
+
+def low_rank_linear(y: Tensor, x: Tensor, a: Tensor, blocks: Iterable[RankBlock]) -> None:
+    """y[t, outputs] += Σ_r coef[t, r] · (a[r] · x[t]) · b[r] for every block; x is read once.
+
+    y: [T, out]; x: [T, in]; a: [ΣR, in].
+    """
+    hidden = x @ a.T
+    for block in blocks:
+        weighted = hidden[:, block.ranks] * block.coef.to(hidden.dtype)
+        y[:, block.outputs].addmm_(weighted, block.b)
+
+
+def rms_norm(y: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+    """y[t] += x[t] / sqrt(mean(x[t]²) + eps) ⊙ weight[t].
+
+    y, x: [T, …, dim]; weight: [T, …, dim] or broadcastable, Σ_k coef[t, k] · delta_k.
+    """
+    wide = x.float()
+    normal = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    y += (normal * weight).to(y.dtype)
 
 
 def sparse_rows(y: Tensor, ids: Tensor, coef: Tensor, delta: SparseMatrix) -> None:

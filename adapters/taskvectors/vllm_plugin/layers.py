@@ -120,13 +120,13 @@ def add_linear(site: Site, coefficients: StepCoefficients, y: Tensor, x: Tensor)
 def _add_low_rank(site: Site, coefficients: StepCoefficients, y: Tensor, x: Tensor) -> None:
     pack = site.deltas.low_rank
     assert pack is not None
-    hidden = x @ pack.a.T
-    start = 0
+    blocks, start = [], 0
     for block in pack.blocks:
-        part, stop = site.parts[block.part], start + len(block.columns)
-        coef = coefficients.of_part(part.index, len(x))[:, block.columns].to(x.dtype)
-        y[:, part.start : part.stop].addmm_(hidden[:, start:stop] * coef, block.b)
-        start = stop
+        part, ranks = site.parts[block.part], slice(start, start + len(block.columns))
+        coef = coefficients.of_part(part.index, len(x))[:, block.columns]
+        blocks.append(torch_ops.RankBlock(ranks, slice(part.start, part.stop), coef, block.b))
+        start = ranks.stop
+    torch_ops.low_rank_linear(y, x, pack.a, blocks)
 
 
 def _add_by_part(
@@ -164,7 +164,5 @@ def add_norm(site: Site, coefficients: StepCoefficients, y: Tensor, x: Tensor, e
     if x.dim() == 2 and len(x) != rows:
         coef = coef.repeat_interleave(len(x) // rows, dim=0)
     weight = coef[:, columns] @ torch.stack([site.deltas.dense[c] for c in columns]).float()
-    wide = x.float()
-    normal = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     middle = (1,) * (x.dim() - 2)
-    y += (normal * weight.view(len(weight), *middle, -1)).to(y.dtype)
+    torch_ops.rms_norm(y, x, weight.view(len(weight), *middle, -1), eps)
