@@ -1,10 +1,11 @@
 """An engine that is killed comes back, and nobody is left waiting."""
 
 import asyncio
+import time
 
 import openai
 
-from tests.end_to_end.conftest import Gateway
+from tests.end_to_end.conftest import START_TIMEOUT_S, Gateway
 from tests.end_to_end.test_truth import gather
 
 
@@ -33,6 +34,10 @@ def test_a_killed_engine_comes_back(gateway: Gateway) -> None:
     assert isinstance(plain, openai.InternalServerError), plain
     assert plain.type == "server_error"
     assert isinstance(streamed, openai.APIError), streamed
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while gateway.get("/health/ready")[1].get("engine_restarts") != 1:
+        assert time.monotonic() < deadline, "the engine was not started again"
+        time.sleep(0.2)
     gateway.wait_until_ready()
     [answer] = gather(gateway, [("The capital of France is", {"sparse": 0.4})], tokens=2)
     assert answer.choices[0].text

@@ -21,6 +21,16 @@ PROMPTS = (
     "def fibonacci(n):\n",
     "Question: What do plants need to grow?\nAnswer:",
 )
+LONG_PROMPT = " ".join(f"The tailor sewed {n} coats." for n in range(40))
+KINDS = (
+    "base",
+    "low-rank",
+    "sparse",
+    "both",
+    "negative",
+    "per-layer",
+    "embedding, head and norms",
+)
 TOKENS = 24
 TOLERANCE = 1e-3
 DEMO = Path(__file__).parents[2] / "deploy" / "demo" / "vectors"
@@ -105,39 +115,70 @@ def check(oracle: Oracle, prompt: str, answer: openai.types.Completion, where: s
     return compared.max_difference
 
 
-def test_one_batch_of_seven_loadouts_equals_dense_merges(
-    gateway: Gateway, oracle: Oracle, mixes: dict[str, Mix]
+@dataclass(frozen=True)
+class Served:
+    """What the gateway answered, by loadout: four prompts, a cached prompt, prompt logprobs."""
+
+    batch: dict[str, list[openai.types.Completion]]
+    cached: dict[str, openai.types.Completion]
+    prompt_logprobs: dict[str, list[float]]
+
+
+@pytest.fixture(scope="session")
+def served(gateway: Gateway, mixes: dict[str, Mix]) -> Served:
+    """Base and six loadouts × four prompts at once; a long prompt twice; prompt logprobs."""
+    batch = iter(gather(gateway, [(p, m.task_vectors) for m in mixes.values() for p in PROMPTS]))
+    long = [(LONG_PROMPT, mix.task_vectors) for mix in mixes.values()]
+    gather(gateway, long, tokens=4)
+    cached = gather(gateway, long, tokens=4)
+    return Served(
+        {name: [next(batch) for _ in PROMPTS] for name in mixes},
+        dict(zip(mixes, cached, strict=True)),
+        asyncio.run(_prompt_logprobs(gateway, mixes)),
+    )
+
+
+async def _prompt_logprobs(gateway: Gateway, mixes: dict[str, Mix]) -> dict[str, list[float]]:
+    async with gateway.client() as client:
+        jobs = [
+            client.completions.create(
+                model=gateway.model,
+                prompt=PROMPTS[1],
+                max_tokens=1,
+                extra_body={"prompt_logprobs": 0, "task_vectors": mix.task_vectors},
+            )
+            for mix in mixes.values()
+        ]
+        answers = await asyncio.gather(*jobs)
+    rows = [answer.choices[0].prompt_logprobs[1:] for answer in answers]
+    logprobs = [[next(iter(token.values()))["logprob"] for token in row] for row in rows]
+    return dict(zip(mixes, logprobs, strict=True))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_loadout_in_a_mixed_batch_equals_its_dense_merge(
+    name: str, served: Served, oracle: Oracle, mixes: dict[str, Mix]
 ) -> None:
-    """Base and six loadouts × four prompts at once: the same tokens, |Δlogprob| ≤ 1e-3."""
-    asked = [(p, mix.task_vectors) for mix in mixes.values() for p in PROMPTS]
-    answers = iter(gather(gateway, asked))
-    worst, texts = {}, {}
-    for name, mix in mixes.items():
-        with oracle.merged(mix.weighted):
-            for prompt in PROMPTS:
-                answer = next(answers)
-                texts[name, prompt] = answer.choices[0].text
-                error = check(oracle, prompt, answer, f"{name}, {prompt!r}")
-                worst[name] = max(worst.get(name, 0.0), error)
-    print({name: f"{error:.1e}" for name, error in worst.items()})
-    for name in mixes:
-        changed = sum(texts[name, p] != texts["base", p] for p in PROMPTS)
-        assert name == "base" or changed, f"{name} changed no answer: it proves nothing"
+    """The same tokens and |Δlogprob| ≤ 1e-3, afresh, from the prefix cache, and of the prompt."""
+    with oracle.merged(mixes[name].weighted):
+        errors = [
+            check(oracle, prompt, answer, repr(prompt))
+            for prompt, answer in zip(PROMPTS, served.batch[name], strict=True)
+        ]
+        check(oracle, LONG_PROMPT, served.cached[name], "from the prefix cache")
+        expected = oracle.prompt_logprobs(PROMPTS[1])
+    print(f"largest |Δlogprob| {max(errors):.1e}")
+    pairs = zip(served.prompt_logprobs[name], expected, strict=True)
+    assert max(abs(a - b) for a, b in pairs) <= TOLERANCE
 
 
-def test_again_from_the_prefix_cache_equals_dense_merges(
-    gateway: Gateway, oracle: Oracle, mixes: dict[str, Mix]
-) -> None:
-    """A long prompt asked twice under every loadout: the second answer uses cached blocks."""
-    prompt = " ".join(f"The tailor sewed {n} coats." for n in range(40))
-    asked = [(prompt, mix.task_vectors) for mix in mixes.values()]
-    gather(gateway, asked, tokens=4)
-    for (name, mix), answer in zip(mixes.items(), gather(gateway, asked, tokens=4), strict=True):
-        with oracle.merged(mix.weighted):
-            check(oracle, prompt, answer, name)
+def test_every_loadout_changes_an_answer(served: Served) -> None:
+    """Else the comparison with its dense merge would prove nothing."""
+    texts = {name: [a.choices[0].text for a in answers] for name, answers in served.batch.items()}
+    for name in KINDS[1:]:
+        assert texts[name] != texts["base"], name
 
 
-@pytest.mark.skipif(not list(DEMO.glob("*.safetensors")), reason="no demo vectors")
 def test_trained_skills_equal_dense_merges(gateway: Gateway, oracle: Oracle) -> None:
     """Five real skills, alone and mixed with signs, served together."""
     deltas = {}
@@ -145,8 +186,9 @@ def test_trained_skills_equal_dense_merges(gateway: Gateway, oracle: Oracle) -> 
         vector = read_vector(path)
         dense = {name: torch.from_numpy(vector.delta(name)) for name in vector.parameters}
         deltas[path.stem] = dense
-        gateway.push(Synthetic(path.stem, path, dense))
+        gateway.upload(Synthetic(path.stem, path, dense))
     names = sorted(deltas)
+    assert len(names) >= 5
     mixes: list[Mapping[str, float]] = [{name: 1.0} for name in names]
     mixes += [{names[0]: 0.7, names[1]: 0.5}, {names[2]: 1.0, names[3]: -0.4, names[4]: 0.3}]
     asked = [(p, mix) for mix in mixes for p in PROMPTS[:2]]
@@ -155,33 +197,6 @@ def test_trained_skills_equal_dense_merges(gateway: Gateway, oracle: Oracle) -> 
         with oracle.merged([(deltas[name], weight, None) for name, weight in mix.items()]):
             for prompt in PROMPTS[:2]:
                 check(oracle, prompt, next(answers), f"{mix}, {prompt!r}")
-
-
-def test_prompt_logprobs_follow_the_loadout(
-    gateway: Gateway, oracle: Oracle, mixes: dict[str, Mix]
-) -> None:
-    """Prompt positions go through the head with the loadout's own coefficients."""
-
-    async def run() -> list[openai.types.Completion]:
-        async with gateway.client() as client:
-            jobs = [
-                client.completions.create(
-                    model=gateway.model,
-                    prompt=PROMPTS[1],
-                    max_tokens=1,
-                    extra_body={"prompt_logprobs": 0, "task_vectors": mix.task_vectors},
-                )
-                for mix in mixes.values()
-            ]
-            return await asyncio.gather(*jobs)
-
-    for (name, mix), answer in zip(mixes.items(), asyncio.run(run()), strict=True):
-        rows = answer.choices[0].prompt_logprobs[1:]  # type: ignore[attr-defined]
-        served = [next(iter(row.values()))["logprob"] for row in rows]
-        with oracle.merged(mix.weighted):
-            expected = oracle.prompt_logprobs(PROMPTS[1])
-        worst = max(abs(a - b) for a, b in zip(served, expected, strict=True))
-        assert worst <= TOLERANCE, f"{name}: {worst}"
 
 
 def test_the_same_prompt_under_two_loadouts_never_shares_cache(gateway: Gateway) -> None:
@@ -207,7 +222,7 @@ def small(gateway: Gateway, maker: Maker) -> list[Synthetic]:
         for i, span in enumerate(layers)
     ]
     for vector in made:
-        gateway.push(vector)
+        gateway.upload(vector)
     return made
 
 
