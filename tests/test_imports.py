@@ -20,29 +20,29 @@ def _modules() -> dict[str, Path]:
     return found
 
 
-def _imports(path: Path, *, top_level: bool) -> set[str]:
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level else list(ast.walk(tree))
+def _imports(path: Path) -> set[str]:
+    """Every module that a file imports, also inside functions."""
     names: set[str] = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: write imports in full"
             assert node.module
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            paths = [f"{node.module}.{alias.name}" for alias in node.names]
+            names |= {path if path in MODULES else node.module for path in paths}
     return names
 
 
 MODULES = _modules()
-GRAPH = {name: _imports(path, top_level=True) & MODULES.keys() for name, path in MODULES.items()}
+GRAPH = {name: _imports(path) & MODULES.keys() for name, path in MODULES.items()}
 
 
 def test_taskvectors_never_imports_outfitter() -> None:
     """The library works alone."""
     for name, path in MODULES.items():
         if name.startswith("taskvectors"):
-            used = _imports(path, top_level=False)
+            used = _imports(path)
             assert not any(target.startswith("outfitter") for target in used), name
 
 
@@ -51,7 +51,7 @@ def test_only_the_engine_side_imports_torch_or_vllm() -> None:
     for name, path in MODULES.items():
         if name.startswith(ENGINE_SIDE):
             continue
-        used = _imports(path, top_level=False)
+        used = _imports(path)
         heavy = {target for target in used if target.split(".")[0] in HEAVY}
         assert not heavy, f"{name} imports {heavy}"
         assert not any(target.startswith(ENGINE_SIDE) for target in used), name

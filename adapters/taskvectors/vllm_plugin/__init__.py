@@ -7,6 +7,6 @@ process; `vllm.endpoint_plugins` loads `endpoint.LoadoutEndpoint` in the API ser
 
 def register() -> None:
     """Put task vectors where vLLM's LoRA manager stands. Idempotent."""
-    from taskvectors.vllm_plugin import compat
+    from taskvectors.vllm_plugin import compat, manager
 
-    compat.install()
+    compat.install(manager.create)

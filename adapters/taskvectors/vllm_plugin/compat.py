@@ -14,11 +14,11 @@ WORKER_APPLY = "taskvectors_apply"
 WORKER_STATUS = "taskvectors_status"
 
 
-def install() -> None:
+def install(create: Callable[[Any, torch.device], Any | None]) -> None:
     """Patch this process: the worker's LoRA manager, two worker methods, and metric labels.
 
-    vLLM's `LRUCacheWorkerLoRAManager` stays in place for an engine that was not given a
-    `task_vectors` object in its additional config.
+    `create(vllm_config, device)` makes the manager; where it returns None, vLLM's own
+    `LRUCacheWorkerLoRAManager` stays in place.
     """
     import vllm.v1.worker.lora_model_runner_mixin as mixin
 
@@ -27,14 +27,11 @@ def install() -> None:
     stock = mixin.LRUCacheWorkerLoRAManager
 
     def manager(vllm_config: Any, device: torch.device, *args: Any, **kwargs: Any) -> Any:
-        from taskvectors.vllm_plugin.config import PluginConfig
-        from taskvectors.vllm_plugin.manager import TaskVectorManager
-
-        config = PluginConfig.from_additional_config(vllm_config.additional_config)
-        if config is None:
+        ours = create(vllm_config, device)
+        if ours is None:
             return stock(vllm_config, device, *args, **kwargs)
         _add_prompt_logprobs_hook()
-        return TaskVectorManager(config, vllm_config, device)
+        return ours
 
     mixin.LRUCacheWorkerLoRAManager = manager
     mixin._taskvectors_installed = True

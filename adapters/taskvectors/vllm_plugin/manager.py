@@ -31,6 +31,12 @@ from taskvectors.vllm_plugin.staging import Stager
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
 
 
+def create(vllm_config: Any, device: torch.device) -> "TaskVectorManager | None":
+    """The manager for an engine; None when its additional config has no `task_vectors`."""
+    config = PluginConfig.from_additional_config(vllm_config.additional_config)
+    return None if config is None else TaskVectorManager(config, vllm_config, device)
+
+
 class TaskVectorManager:
     """Duck-typed like vLLM's LRUCacheWorkerLoRAManager; a `LoRARequest` carries a loadout.
 
