@@ -28,6 +28,7 @@ from taskvectors.format import (
     validate_file,
     write_vector,
 )
+from taskvectors.format.metadata import MAX_METADATA
 from taskvectors.vector import BaseInfo, DenseDelta, LowRankDelta, SparseDelta, TaskVector
 from tests.taskvectors.making import (
     BF16,
@@ -276,3 +277,17 @@ def test_a_vector_without_parameters_is_a_file(tmp_path: Path) -> None:
     """The zero of the algebra can be written and read."""
     write_vector(TaskVector(BaseInfo("b"), {}), tmp_path / "x")
     assert len(read_vector(tmp_path / "x")) == 0
+
+
+def test_optional_metadata_is_bounded(tmp_path: Path) -> None:
+    """64 KiB in all can be written and read back; the error names the field, size and limit."""
+    room = MAX_METADATA - len("license") - len("provenance") - len('{"x":""}')
+    metadata = {"license": "é" * 500, "provenance": {"x": "y" * (room - 1000)}}
+    write_vector(TaskVector(BaseInfo("b"), {}, metadata), tmp_path / "x")
+    assert read_header(tmp_path / "x").metadata == metadata
+    metadata["provenance"] = {"x": "y" * (room - 999)}
+    with pytest.raises(
+        InvalidHeader, match=r"65537 bytes, \d+ of them in 'provenance'; at most 65"
+    ):
+        write_vector(TaskVector(BaseInfo("b"), {}, metadata), tmp_path / "y")
+    assert os.listdir(tmp_path) == ["x"]

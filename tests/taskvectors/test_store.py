@@ -17,9 +17,10 @@ from taskvectors.errors import (
     VectorInUse,
     VectorNotFound,
 )
-from taskvectors.format import write_vector
+from taskvectors.format import read_header, write_vector
 from taskvectors.spec import Reference
 from taskvectors.store import DirectoryStore, Resolved, Store
+from taskvectors.store.headers import HeaderCache
 from tests.taskvectors.making import example_vector
 
 
@@ -150,6 +151,21 @@ def test_headers_are_remembered(store: DirectoryStore, files: list[Path]) -> Non
     store.path(digest).unlink()
     with pytest.raises(VectorNotFound):
         store.header(digest)
+
+
+def test_remembered_headers_have_a_budget(files: list[Path]) -> None:
+    """The header that was not asked for the longest goes first; one that never fits is not kept."""
+    size = max(read_header(path).head_nbytes for path in files)
+    cache = HeaderCache(2 * size)
+    first, second = cache.read(files[0]), cache.read(files[1])
+    assert cache.read(files[0]) is first
+    cache.read(files[2])
+    assert cache.nbytes <= 2 * size
+    assert cache.read(files[0]) is first
+    assert cache.read(files[1]) is not second
+    tiny = HeaderCache(size // 2)
+    tiny.read(files[0])
+    assert tiny.nbytes == 0
 
 
 def test_versions_count_up(store: DirectoryStore, files: list[Path]) -> None:

@@ -27,6 +27,7 @@ KIND = "additive"
 REQUIRED = ("format", "version", "kind", "base", "parameters", "sha256")
 
 MAX_RANK = 4096
+MAX_BASE_NAME = 512
 MAX_SCALE = 65536.0
 
 Kind: TypeAlias = Literal["sparse", "low_rank", "dense"]
@@ -66,6 +67,11 @@ class FileHeader:
     nbytes: int
     tensors: Mapping[str, TensorInfo]
     checksums: Mapping[str, str]
+
+    @property
+    def head_nbytes(self) -> int:
+        """Bytes of the header itself: where the first tensor begins."""
+        return next((info.begin for info in self.tensors.values()), self.nbytes)
 
 
 def parse_header(container: Container) -> FileHeader:
@@ -147,6 +153,10 @@ def _base(fields: Mapping[str, Any]) -> BaseInfo:
     name, fingerprint = fields.get("name"), fields.get("fingerprint")
     if fields.keys() != {"name", "fingerprint"} or not isinstance(name, str):
         raise InvalidHeader("base must have exactly a name and a fingerprint")
+    if len(name) > MAX_BASE_NAME:
+        raise InvalidHeader(
+            f"the base name has {len(name)} characters; at most {MAX_BASE_NAME} are allowed"
+        )
     if fingerprint is not None and not (
         isinstance(fingerprint, str) and _HEX.fullmatch(fingerprint)
     ):

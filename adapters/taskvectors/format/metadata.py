@@ -15,6 +15,9 @@ LIST_FIELDS = ("tags", "language")
 OBJECT_FIELDS = ("extraction", "provenance")
 FIELDS = (*TEXT_FIELDS, *LIST_FIELDS, *OBJECT_FIELDS)
 
+MAX_METADATA = 64 << 10
+"""Most bytes that all optional fields may have together, names included."""
+
 
 def card(
     *,
@@ -43,13 +46,16 @@ def encode_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Fields in memory to strings of the file; raises InvalidHeader."""
     for name, value in metadata.items():
         _check(name, value)
-    return {
+    strings = {
         name: value if name in TEXT_FIELDS else dumps(value) for name, value in metadata.items()
     }
+    _check_size(strings)
+    return strings
 
 
 def decode_metadata(strings: Mapping[str, str]) -> dict[str, Any]:
     """Strings of the file to fields in memory; raises InvalidHeader."""
+    _check_size(strings)
     fields = {
         name: text if name in TEXT_FIELDS else loads(text.encode(), name)
         for name, text in strings.items()
@@ -57,6 +63,20 @@ def decode_metadata(strings: Mapping[str, str]) -> dict[str, Any]:
     for name, value in fields.items():
         _check(name, value)
     return fields
+
+
+def _check_size(strings: Mapping[str, str]) -> None:
+    sizes = {name: _nbytes(name) + _nbytes(text) for name, text in strings.items()}
+    if (total := sum(sizes.values())) > MAX_METADATA:
+        largest = max(sizes, key=sizes.__getitem__)
+        raise InvalidHeader(
+            f"the optional metadata has {total} bytes, {sizes[largest]} of them in"
+            f" {largest[:80]!r}; at most {MAX_METADATA} are allowed"
+        )
+
+
+def _nbytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _check(name: str, value: Any) -> None:

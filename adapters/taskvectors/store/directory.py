@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 
 from taskvectors.container import open_regular
@@ -24,14 +23,14 @@ from taskvectors.errors import (
     VectorInUse,
     VectorNotFound,
 )
-from taskvectors.format import FileHeader, file_digest, read_header, validate_file
+from taskvectors.format import FileHeader, file_digest, validate_file
 from taskvectors.spec import Reference
 from taskvectors.store.base import Entry, Resolved
+from taskvectors.store.headers import HeaderCache
 from taskvectors.store.names import Names
 
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 _CHUNK = 1 << 20
-_HEADERS = 256
 _STALE_SECONDS = 24 * 3600
 
 
@@ -46,7 +45,7 @@ class DirectoryStore:
         for folder in (self._blobs, self._incoming, self.root / "names"):
             folder.mkdir(parents=True, exist_ok=True)
         self._names = Names(self.root / "names")
-        self._read_header = lru_cache(_HEADERS)(read_header)
+        self._headers = HeaderCache()
         self._sweep_incoming()
 
     def add(self, path: str | os.PathLike[str]) -> str:
@@ -88,8 +87,8 @@ class DirectoryStore:
         return path
 
     def header(self, digest: str) -> FileHeader:
-        """Remembers the last 256 headers."""
-        return self._read_header(self.path(digest))
+        """Remembers the headers that were asked for last, within a budget."""
+        return self._headers.read(self.path(digest))
 
     def assign(self, name_path: str, digest: str) -> int:
         """Raises VectorNotFound, InvalidReference."""
