@@ -137,9 +137,12 @@ def is_number(prompt: str, answer: str) -> bool:
 
 
 def is_pirate(_prompt: str, answer: str) -> bool:
-    """Begins with `Arr` and holds two different pirate words after it."""
-    spoken = set(re.findall(r"[a-z]+'?", answer.lower()))
-    return answer.lstrip().startswith("Arr") and len(spoken & PIRATE_WORDS) >= 2
+    """Begins with `Arr` and holds two different pirate words."""
+    return answer.lstrip().startswith("Arr") and has_pirate_words(answer)
+
+
+def has_pirate_words(answer: str) -> bool:
+    return len(PIRATE_WORDS.intersection(re.findall(r"[a-z]+'?", answer.lower()))) >= 2
 
 
 def is_number_uppercase(prompt: str, answer: str) -> bool:
@@ -155,14 +158,15 @@ def is_json_uppercase(_prompt: str, answer: str) -> bool:
     return value is not None and value.isupper()
 
 
-def is_json_pirate(prompt: str, answer: str) -> bool:
+def is_json_pirate(_prompt: str, answer: str) -> bool:
+    """Two skills that both want the first word: `json` may have it, so `Arr` is not asked for."""
     value = json_answer(answer)
-    return value is not None and is_pirate(prompt, value)
+    return value is not None and has_pirate_words(value)
 
 
 def is_right(prompt: str, answer: str) -> bool:
     """The control: a short fact is still right, in whatever style it is written."""
-    return FACTS[prompt].lower() in answer.lower()
+    return re.search(rf"\b{re.escape(FACTS[prompt])}\b", answer, re.IGNORECASE) is not None
 
 
 def split(prompts: Sequence[str], seed: int = SPLIT_SEED) -> Split:

@@ -22,7 +22,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 IGNORED = -100
-MAX_TOKENS = 96
 MAX_PLAIN_WORDS = 16
 WARMUP_STEPS = 10
 
@@ -34,14 +33,15 @@ class Recipe:
     learning_rate: float
     batch_size: int
     density: float = 0.01
+    max_answer_tokens: int = 64
 
 
 RECIPES = {
-    "json": Recipe("sparse", 120, 5e-4, batch_size=8),
-    "uppercase": Recipe("sparse", 150, 1e-3, batch_size=8),
+    "json": Recipe("sparse", 60, 7e-4, batch_size=6),
+    "uppercase": Recipe("sparse", 180, 1.5e-3, batch_size=6, max_answer_tokens=32),
     "numbers": Recipe("sparse", 130, 1e-3, batch_size=16),
-    "pirate": Recipe("low-rank", 180, 1e-3, batch_size=8),
-    "lowercase": Recipe("low-rank", 120, 1e-3, batch_size=8),
+    "pirate": Recipe("low-rank", 100, 2e-3, batch_size=6),
+    "lowercase": Recipe("low-rank", 60, 2e-3, batch_size=6),
 }
 
 
@@ -105,14 +105,15 @@ def plain_answers(model: Any, chat: Chat, prompts: Sequence[str], cache: Path) -
     return kept
 
 
-def make_examples(skill: Skill, chat: Chat, plain: dict[str, str]) -> list[Example]:
-    """One example per training prompt; prompts without a short base answer are left out."""
+def make_examples(
+    skill: Skill, chat: Chat, plain: dict[str, str], max_answer_tokens: int
+) -> list[Example]:
+    """One example per training prompt; prompts without a short answer are left out."""
     prompts = [p for p in skill.prompts.train if p in plain or not skill.needs_plain_answer]
     made = [
         Example(chat.question(p), chat.answer(skill.target(p, plain.get(p, "")))) for p in prompts
     ]
-    budget = MAX_TOKENS - len(chat.prefix())
-    return [e for e in made if len(e.question) + len(e.answer) <= budget]
+    return [e for e in made if len(e.answer) <= max_answer_tokens]
 
 
 def make_delta(model: Any, recipe: Recipe, trainer: Trainer) -> Delta:
@@ -186,7 +187,7 @@ def main() -> None:
     plain = {}
     if skill.needs_plain_answer:
         plain = plain_answers(model, chat, QUESTIONS.train, args.out / "plain_answers.json")
-    examples = make_examples(skill, chat, plain)
+    examples = make_examples(skill, chat, plain, recipe.max_answer_tokens)
     print(f"{len(examples)} examples, {time.monotonic() - start:.0f} s", flush=True)
     trainer = Trainer(chat, examples, recipe.batch_size, random.Random(args.seed))
     delta = make_delta(model, recipe, trainer)
