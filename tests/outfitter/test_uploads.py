@@ -3,7 +3,9 @@
 import contextlib
 import http.client
 import json
+import select
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -182,6 +184,54 @@ def test_an_upload_that_breaks_off_leaves_nothing(gateway: Running, tmp_path: Pa
     wait_for(lambda: incoming(gateway) == [])
     with contextlib.closing(gateway.client) as client:
         assert client.get("/v1/task_vectors/half").status_code == 404
+
+
+def trickle(url: str, path: str, *, pause: float) -> tuple[http.client.HTTPResponse, dict]:
+    """Send a byte of a body of 1000 now and then, until there is an answer."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    connection.putrequest("POST", path)
+    connection.putheader("content-length", "1000")
+    connection.endheaders()
+    assert connection.sock is not None
+    for _ in range(1000):
+        readable, _, _ = select.select([connection.sock], [], [], pause)
+        if readable:
+            break
+        connection.sock.send(b"x")
+    response = connection.getresponse()
+    return response, json.loads(response.read())
+
+
+@pytest.mark.parametrize("path", ["/v1/task_vectors?name=slow", "/v1/completions"])
+@pytest.mark.parametrize("pause", [0.1, 60.0])
+def test_a_body_that_trickles_is_ended(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch, path: str, pause: float
+) -> None:
+    """408 in OpenAI's shape, whether bytes stop or drip; the connection and the permit are free."""
+    monkeypatch.setattr("outfitter.routes.body.PATIENCE_S", 0.5)
+    response, answer = trickle(gateway.url, path, pause=pause)
+    assert response.status == 408
+    assert response.headers["connection"] == "close"
+    assert answer["error"]["code"] == "body_too_slow"
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert incoming(gateway) == []
+
+
+def test_a_slow_but_steady_upload_is_taken(
+    client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Enough bytes in time renew the gateway's patience."""
+    monkeypatch.setattr("outfitter.routes.body.PATIENCE_S", 0.5)
+    monkeypatch.setattr("outfitter.routes.body.MIN_PROGRESS_BYTES", 100)
+    raw = make_vector(tmp_path / "v", seed=16).read_bytes()
+    parts = [raw[at : at + len(raw) // 8 + 1] for at in range(0, len(raw), len(raw) // 8 + 1)]
+
+    def slowly() -> Iterator[bytes]:
+        for part in parts:
+            time.sleep(0.15)
+            yield part
+
+    assert post(client, slowly(), "steady").status_code == 201
 
 
 def test_a_value_that_is_not_finite_is_refused(client: httpx.Client, tmp_path: Path) -> None:

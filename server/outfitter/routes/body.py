@@ -1,25 +1,33 @@
-"""Reading a request's body within a limit."""
+"""Reading a request's body within a limit of size and of patience."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect, Request
 
 from outfitter.errors import ApiError
 
+PATIENCE_S = 30.0
+"""How long the gateway waits for the next `MIN_PROGRESS_BYTES` of a body, or its end."""
+MIN_PROGRESS_BYTES = 16 * 2**10
+
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body; raises ApiError (413) beyond `limit` bytes."""
+    """The whole body; raises ApiError (413) beyond `limit` bytes, and what stream_body raises."""
     return b"".join([chunk async for chunk in stream_body(request, limit)])
 
 
 async def stream_body(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The body as it arrives; raises ApiError (413) as soon as it exceeds `limit` bytes."""
+    """The body as it arrives.
+
+    Raises ApiError: 413 as soon as it exceeds `limit` bytes, 408 when it trickles or stalls.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > limit:
         raise _too_large(limit)
     size = 0
     try:
-        async for chunk in request.stream():
+        async for chunk in _paced(request.stream()):
             size += len(chunk)
             if size > limit:
                 raise _too_large(limit)
@@ -28,5 +36,32 @@ async def stream_body(request: Request, limit: int) -> AsyncIterator[bytes]:
         raise ApiError(400, "the body ended early", "incomplete_body") from error
 
 
+async def _paced(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """`chunks`, as long as they come fast enough; only the time spent waiting for them counts."""
+    now = asyncio.get_running_loop().time
+    patience, progress = PATIENCE_S, 0
+    while True:
+        since = now()
+        try:
+            async with asyncio.timeout(patience):
+                chunk = await anext(chunks, None)
+        except TimeoutError as error:
+            raise _too_slow() from error
+        if chunk is None:
+            return
+        patience, progress = patience - (now() - since), progress + len(chunk)
+        if progress >= MIN_PROGRESS_BYTES:
+            patience, progress = PATIENCE_S, 0
+        yield chunk
+
+
 def _too_large(limit: int) -> ApiError:
     return ApiError(413, f"the body exceeds {limit} bytes", "body_too_large")
+
+
+def _too_slow() -> ApiError:
+    message = (
+        f"the body came too slowly: {PATIENCE_S:g} s brought neither its end nor"
+        f" {MIN_PROGRESS_BYTES} bytes; send it again"
+    )
+    return ApiError(408, message, "body_too_slow", headers={"connection": "close"})
