@@ -2,7 +2,7 @@
 
 Real vLLM behind the gateway is exercised in tests/end_to_end. This one serves the same socket and
 routes, starts a child that outlives its parent (as vLLM's EngineCore would), and does what the
-prompt says: echo, stream, hang, die, die midway, or fail in one of vLLM's shapes.
+prompt says: echo, stream, hang, fall ill, die, die midway, or fail in one of vLLM's shapes.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from aiohttp import web
 
 CHILD = "import time; time.sleep(600)"
 PROPERTIES = {"model": {}, "prompt": {}, "messages": {}, "stream": {}, "min_tokens": {}}
-SEEN: dict[str, int] = {"aborted": 0}
+SEEN: dict[str, int] = {"aborted": 0, "ill": 0}
 
 
 async def complete(request: web.Request) -> web.StreamResponse:
@@ -34,6 +34,8 @@ async def answer(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(600)
     if prompt.startswith("sleep "):
         await asyncio.sleep(float(prompt.split()[1]))
+    if prompt == "fall ill":
+        SEEN["ill"] = 1
     if prompt == "die":
         os._exit(7)
     if prompt in ERRORS:
@@ -92,7 +94,7 @@ async def openapi(request: web.Request) -> web.Response:
 
 
 async def health(request: web.Request) -> web.Response:
-    return web.Response()
+    return web.Response(status=503 if SEEN["ill"] else 200)
 
 
 def main() -> None:

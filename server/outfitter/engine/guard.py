@@ -3,8 +3,9 @@
 Usage: `python guard.py DIRECTORY COMMAND…`, with a pipe from the gateway as standard input.
 vLLM starts children of its own, which survive when only vLLM is killed. The guard gives them a
 process group and adopts their orphans. It ends them all when vLLM exits, on SIGTERM, and when
-the pipe closes, which the kernel does however the gateway dies. Then it removes DIRECTORY,
-unless vLLM exited by itself. Standard library only; Linux makes it airtight.
+the pipe closes, which the kernel does however the gateway dies. DIRECTORY is the gateway's, which
+starts further engines in it; when the gateway is gone, the guard removes it. Standard library
+only; Linux makes it airtight.
 """
 
 import contextlib
@@ -44,6 +45,7 @@ def main(directory: str, command: list[str]) -> int:
             child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(grace)
+    if _is_gateway_gone():
         shutil.rmtree(directory, ignore_errors=True)
     _kill_descendants(child.pid)
     return child.returncode if child.returncode is not None else -signal.SIGKILL
@@ -73,9 +75,15 @@ def _wait(child: "subprocess.Popen[bytes]", wake: int) -> float | None:
         ready, _, _ = select.select([wake, sys.stdin], [], [], 5.0)
         if wake in ready and signal.SIGTERM in os.read(wake, 4096):
             return TERM_GRACE_S
-        if sys.stdin in ready and not os.read(sys.stdin.fileno(), 4096):
+        if sys.stdin in ready and _is_gateway_gone():
             return ORPHAN_GRACE_S
     return None
+
+
+def _is_gateway_gone() -> bool:
+    """Whether the pipe, into which nobody ever writes, is closed."""
+    ready, _, _ = select.select([sys.stdin], [], [], 0)
+    return bool(ready) and not os.read(sys.stdin.fileno(), 4096)
 
 
 def _kill_descendants(group: int) -> None:
