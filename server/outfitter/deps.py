@@ -67,6 +67,9 @@ class Gateway:
             self.hooks.on_failure("the engine could not be started; its log is above")
         except (TaskVectorError, OSError) as error:
             self.hooks.on_failure(f"cannot serve {self.config.model}: {error}")
+        except Exception as error:
+            log.exception("an error of the gateway itself")
+            self.hooks.on_failure(f"an error of the gateway itself: {error!r}; its log says more")
 
     async def _supervise(self, base: Base) -> None:
         self.supervisor = Supervisor(

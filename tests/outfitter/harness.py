@@ -60,7 +60,10 @@ def fake_command(*extra: str) -> Callable[[GatewayConfig, Path, str], list[str]]
 
 @contextlib.contextmanager
 def running(
-    config: GatewayConfig, *extra: str, prepare: Callable | None = None
+    config: GatewayConfig,
+    *extra: str,
+    prepare: Callable | None = None,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> Iterator[Running]:
     """Serve `config` with the stand-in engine in a thread."""
     base = Base(FINGERPRINT, SHAPES)
@@ -70,6 +73,7 @@ def running(
     hooks = Hooks(
         announce=gateway.announced.append,
         engine_log=gateway.log.append,
+        on_ready=on_ready,
         on_failure=gateway.failures.append,
         prepare_base=prepare or (lambda config: base),
         command=fake_command(*extra),

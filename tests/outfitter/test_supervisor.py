@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from outfitter.engine.supervisor import private_directory
+from outfitter.engine.supervisor import Supervisor, private_directory
 from taskvectors.errors import InvalidCheckpoint
 from tests.outfitter.harness import Running, free_port, make_config, running, wait_for
 
@@ -126,6 +126,56 @@ def test_a_base_that_cannot_be_read_is_a_failure(tmp_path: Path) -> None:
         assert httpx.post(f"{found.url}/v1/task_vectors?name=x", content=b"").status_code == 503
 
 
+def test_an_error_when_ready_is_told_and_retried(tmp_path: Path) -> None:
+    """An engine that nobody can use is started again, and its trouble is announced."""
+    troubles = [ValueError("odd names"), None]
+
+    def on_ready() -> None:
+        if trouble := troubles.pop(0):
+            raise trouble
+
+    with running(make_config(tmp_path), on_ready=on_ready) as found:
+        found.wait_ready()
+        assert any("ValueError('odd names')" in line for line in found.announced)
+        assert httpx.get(f"{found.url}/health/ready").json()["engine_restarts"] == 1
+    assert troubles == found.failures == []
+
+
+def test_an_error_at_every_start_is_given_up(tmp_path: Path) -> None:
+    """What never becomes ready is a failure, as if the engine had died each time."""
+
+    def on_ready() -> None:
+        raise ValueError("odd names")
+
+    with running(make_config(tmp_path), "--pids", str(tmp_path / "pids"), on_ready=on_ready) as own:
+        wait_for(lambda: bool(own.failures), 60)
+        assert "could not be started" in own.failures[0]
+        assert len([line for line in own.announced if "odd names" in line]) == 3
+        assert httpx.get(f"{own.url}/health/ready").status_code == 503
+        wait_for(lambda: nobody_left(tmp_path), 10)
+
+
+@pytest.mark.parametrize("stage", ["prepare", "supervise"])
+def test_an_unforeseen_error_is_a_failure(
+    tmp_path: Path,
+    stage: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It reaches whoever started the gateway, and the log has its traceback."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("surprise")
+
+    if stage == "supervise":
+        monkeypatch.setattr(Supervisor, "_spawn", fail)
+    with running(make_config(tmp_path), prepare=fail if stage == "prepare" else None) as found:
+        wait_for(lambda: bool(found.failures))
+        assert "ZeroDivisionError('surprise')" in found.failures[0]
+        assert httpx.get(f"{found.url}/health/ready").status_code == 503
+    assert any(record.exc_info for record in caplog.records)
+
+
 def test_the_engines_log_is_passed_on(gateway: Running) -> None:
     """Line by line, as it comes."""
     assert "fake engine started" in gateway.log
@@ -186,6 +236,33 @@ def test_a_second_interrupt_ends_the_drain(tmp_path: Path) -> None:
         assert child.wait(timeout=15) == 130
         waiting.join()
     assert nobody_left(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_private_directory_goes_with_the_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Whoever is left last removes it."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with process(tmp_path) as (child, url):
+        wait_for(lambda: is_ready(url))
+        assert len(list(tmp_path.glob("outfitter-*"))) == 1
+        child.send_signal(number)
+        child.wait(timeout=20)
+        wait_for(lambda: not list(tmp_path.glob("outfitter-*")), 10)
+        wait_for(lambda: nobody_left(tmp_path), 10)
+
+
+def test_an_engine_that_says_it_is_dead_is_replaced(own: Running) -> None:
+    """vLLM's API process may outlive its core: its health then is 503, and another one starts."""
+    with own.client as client:
+        assert (
+            client.post("/v1/completions", json={**BODY, "prompt": "fall ill"}).status_code == 200
+        )
+        wait_for(lambda: client.get("/health/ready").status_code == 503)
+        own.wait_ready()
+        assert any("reports that it is dead" in line for line in own.announced)
+        assert client.post("/v1/completions", json={**BODY, "prompt": "x"}).status_code == 200
 
 
 def test_the_guards_death_ends_the_engine(tmp_path: Path) -> None:

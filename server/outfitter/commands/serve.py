@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import resource
 import shlex
 import signal
@@ -21,7 +22,10 @@ from outfitter.app import create_app
 from outfitter.commands.console import err
 from outfitter.config import GatewayConfig, InvalidConfig, model_name, parse_size
 from outfitter.deps import Hooks
+from taskvectors.errors import TaskVectorError
 from taskvectors.store import DirectoryStore
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 65
@@ -143,12 +147,20 @@ class Narrator:
 
 def example(config: GatewayConfig) -> str:
     """A curl line that works right now, with a task vector if the store has one."""
-    names = [entry.name for entry in DirectoryStore(config.store).entries()]
+    names = _stored_names(config.store)
     question = {"role": "user", "content": "Tell me about tailors."}
     fields = {"model": config.name, "max_tokens": 40, "messages": [question]}
     body = json.dumps({**fields, "task_vectors": {names[0]: 1.0}} if names else fields)
     url = f"{config.url}/v1/chat/completions"
     return f"curl {url} -H 'content-type: application/json' -d {shlex.quote(body)}"
+
+
+def _stored_names(store: Path) -> list[str]:
+    try:
+        return [entry.name for entry in DirectoryStore(store).entries()]
+    except (TaskVectorError, OSError) as error:
+        log.warning("the store cannot be listed: %s", error)
+        return []
 
 
 def listen(config: GatewayConfig) -> socket.socket:

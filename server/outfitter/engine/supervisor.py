@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -46,7 +47,8 @@ class Supervisor:
 
     `run` is the whole life: await it in a task, cancel the task to stop. `command` makes the
     command line for a socket path; `emit` receives the engine's log lines, `announce` what the
-    supervisor itself has to say; `on_ready` is awaited before the engine counts as ready.
+    supervisor itself has to say; `on_ready` is awaited before the engine counts as ready. When one
+    of them raises, that is told, and the engine is started again as if it had died.
     """
 
     def __init__(
@@ -83,11 +85,12 @@ class Supervisor:
         """Keep the engine alive until cancelled; returns when it can never be started."""
         try:
             await self._keep_alive()
-            self.state = State.FAILED
         except asyncio.CancelledError:
             self.state = State.STOPPED
             raise
         finally:
+            if self.state is not State.STOPPED:
+                self.state = State.FAILED
             await asyncio.shield(self._stop())
 
     async def _keep_alive(self) -> None:
@@ -109,7 +112,7 @@ class Supervisor:
         return ready_at is not None and time.monotonic() - ready_at > STABLE_AFTER_S
 
     async def _live_once(self) -> int:
-        """One process from start to exit."""
+        """One process from start to exit; it is ended when a task around it fails."""
         self.socket.unlink(missing_ok=True)
         self._became_ready_at = None
         self.starts += 1
@@ -117,11 +120,30 @@ class Supervisor:
         tasks = [asyncio.create_task(self._forward_log(process))]
         tasks += [asyncio.create_task(self._watch_health(process))]
         try:
+            await self._first_trouble(process, tasks)
+            await self._end(process)
             return await process.wait()
         finally:
             self.state = State.RESTARTING
             await self._end(process)
             await _cancel(tasks)
+
+    async def _first_trouble(
+        self, process: asyncio.subprocess.Process, tasks: "Sequence[asyncio.Task[None]]"
+    ) -> None:
+        """Returns when the process exits or a task fails, and tells of the latter."""
+        exited = asyncio.create_task(process.wait())
+        pending: set[asyncio.Task[Any]] = {exited, *tasks}
+        try:
+            while not exited.done():
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if (error := task.exception()) is not None:
+                        log.error("what surrounds the engine failed", exc_info=error)
+                        self._announce(f"the engine cannot be used and is ended: {error!r}")
+                        return
+        finally:
+            exited.cancel()
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
@@ -155,8 +177,8 @@ class Supervisor:
             while True:
                 status = await _health(session)
                 if status == 200 and not self.is_ready:
-                    self._became_ready_at = time.monotonic()
                     await self._on_ready()
+                    self._became_ready_at = time.monotonic()
                     self.state = State.READY
                 elif self.is_ready and status == 503:  # the API process outlived the engine core
                     self._announce("the engine reports that it is dead")
