@@ -13,7 +13,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8100
 DTYPE ?= bfloat16
 
-.PHONY: serve test test-all test-gpu check lint format demo lock clean
+.PHONY: serve test test-all test-gpu bench grades check lint format demo lock clean
 
 serve: $(VENV)/.serve $(MODEL)/config.json demo
 	exec $(BIN)/outfitter serve --model $(MODEL) --name smollm2-135m-instruct \
@@ -32,6 +32,15 @@ test-all: $(VENV)/.test $(MODEL)/config.json
 
 test-gpu:
 	python3 -m pytest tests/gpu -m gpu
+
+bench: $(VENV)/.test $(MODEL)/config.json
+	for dtype in float32 bfloat16; do $(BIN)/python -m tests.benchmarks.decode --model $(MODEL) \
+	  --dtype $$dtype -o tests/benchmarks/results/decode_cpu_$$dtype.json || exit 1; done
+
+# Wants `make serve` in another terminal.
+grades: $(VENV)/.test
+	$(BIN)/python deploy/demo/grade.py --url http://$(HOST):$(PORT) --model smollm2-135m-instruct \
+	  -o tests/benchmarks/results/skills.json --tune
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

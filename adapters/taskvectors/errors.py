@@ -88,6 +88,10 @@ class PoolBusy(TaskVectorError):
     """The pool stayed full of vectors in use for longer than a request may wait."""
 
 
+class EngineUnavailable(TaskVectorError):
+    """The engine does not do what it was told; the request may be tried again."""
+
+
 class VectorLoadFailed(TaskVectorError):
     """A task vector was found but could not be made resident."""
 

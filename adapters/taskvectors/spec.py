@@ -5,6 +5,7 @@ canonical JSON has one digest per distinct mix. Everything here is pure: no I/O,
 """
 
 import fnmatch
+import functools
 import hashlib
 import itertools
 import json
@@ -19,12 +20,15 @@ from taskvectors.errors import InvalidLoadout, InvalidReference
 MAX_VECTORS = 16
 MAX_WEIGHT = 16.0
 MAX_SELECTORS = 128
+MAX_GLOBS = 32
 MAX_LAYER = 4095
+MAX_ECHO = 200
 METHODS = ("linear",)
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+_GLOB = re.compile(r"[A-Za-z0-9_.*?-]{1,100}")
 _RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 
 LayerRange: TypeAlias = tuple[int, int, float]
@@ -53,8 +57,9 @@ class Reference:
         parts = [namespace, name] if namespace or "/" in path else [name]
         if not all(_PART.fullmatch(part) for part in parts):
             raise InvalidReference(
-                f"invalid reference {text!r}: use name, namespace/name, namespace/name@3 or"
-                " sha256:<64 hex digits>, with letters, digits, '.', '_' and '-' in names"
+                f"invalid reference {text[:MAX_ECHO]!r}: use name, namespace/name,"
+                " namespace/name@3 or sha256:<64 hex digits>, and letters, digits, '.', '_' and"
+                " '-' in names"
             )
         version, digest = cls._parse_pin(text, pin) if "@" in text else (None, None)
         return cls(name=name, namespace=namespace or None, version=version, digest=digest)
@@ -66,7 +71,8 @@ class Reference:
         if re.fullmatch(r"[1-9][0-9]{0,8}", pin):
             return int(pin), None
         raise InvalidReference(
-            f"invalid version {pin!r} in reference {text!r}: use @3 or @sha256:<64 hex digits>"
+            f"invalid version {pin[:MAX_ECHO]!r} in reference {text[:MAX_ECHO]!r}:"
+            " use @3 or @sha256:<64 hex digits>"
         )
 
     @property
@@ -112,14 +118,12 @@ class Selection:
     def _module_factor(self, module: str) -> float:
         if not self.modules:
             return 1.0
-        return next(
-            (
-                factor
-                for glob, factor in self.modules
-                if fnmatch.fnmatchcase(module, glob) or fnmatch.fnmatchcase(module, f"*.{glob}")
-            ),
-            0.0,
-        )
+        return next((f for glob, f in self.modules if _matcher(glob).match(module)), 0.0)
+
+    @property
+    def num_selectors(self) -> int:
+        """Entries of `layers` and `modules` together."""
+        return len(self.layers) + len(self.modules)
 
     def to_json(self) -> dict[str, object]:
         """The canonical fields; an empty selection has none."""
@@ -177,8 +181,9 @@ class Loadout:
         except (ValueError, TypeError, KeyError) as error:
             raise InvalidLoadout(f"not a canonical loadout: {error!r}") from error
         loadout = cls.build(vectors)
-        if len(vectors) > MAX_VECTORS or loadout.canonical != text:
+        if loadout.canonical != text:
             raise InvalidLoadout("not a canonical loadout: it does not reproduce its own text")
+        _check_size(len(vectors), [vector.selection for vector in vectors])
         return loadout
 
     @cached_property
@@ -218,22 +223,21 @@ def parse_task_vectors(value: object) -> list[RequestedVector]:
     `{"vectors": <either form>, "method": "linear"}`. Raises InvalidLoadout, InvalidReference.
     """
     if isinstance(value, Mapping) and isinstance(value.get("vectors"), (list, Mapping)):
-        return _parse_extended(value)
-    if isinstance(value, Mapping):
-        vectors = [
-            RequestedVector(Reference.parse(str(name)), _weight(weight, f"weight of {name!r}"))
-            for name, weight in value.items()
-        ]
-    elif isinstance(value, list):
-        vectors = [_parse_entry(entry, position) for position, entry in enumerate(value)]
-    else:
+        _reject_unknown(value, {"vectors", "method"}, "task_vectors")
+        method = value.get("method", "linear")
+        if method not in METHODS:
+            name = str(method)[:MAX_ECHO]
+            raise InvalidLoadout(f"unsupported method {name!r}; choose {', '.join(METHODS)}")
+        value = value["vectors"]
+    if not isinstance(value, (list, Mapping)):
         raise InvalidLoadout(
             f"task_vectors must be an object of name → weight or a list, not {_kind(value)}"
         )
-    if len(vectors) > MAX_VECTORS:
-        raise InvalidLoadout(
-            f"task_vectors names {len(vectors)} vectors; at most {MAX_VECTORS} are allowed"
-        )
+    _check_size(len(value), ())
+    if isinstance(value, Mapping):
+        return [_parse_pair(str(name), weight) for name, weight in value.items()]
+    vectors = [_parse_entry(entry, position) for position, entry in enumerate(value)]
+    _check_size(len(vectors), [vector.selection for vector in vectors])
     return vectors
 
 
@@ -243,12 +247,22 @@ def layer_of(module: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _parse_extended(value: Mapping[str, object]) -> list[RequestedVector]:
-    _reject_unknown(value, {"vectors", "method"}, "task_vectors")
-    method = value.get("method", "linear")
-    if method not in METHODS:
-        raise InvalidLoadout(f"unsupported method {method!r}; choose {', '.join(METHODS)}")
-    return parse_task_vectors(value["vectors"])
+def _check_size(num_vectors: int, selections: Sequence[Selection]) -> None:
+    """Bound what one request may make the engine compute; raises InvalidLoadout."""
+    num_globs = sum(len(selection.modules) for selection in selections)
+    num_selectors = sum(selection.num_selectors for selection in selections)
+    for what, number, most in (
+        ("vectors", num_vectors, MAX_VECTORS),
+        ("entries in layers and modules", num_selectors, MAX_SELECTORS),
+        ("globs in modules", num_globs, MAX_GLOBS),
+    ):
+        if number > most:
+            raise InvalidLoadout(f"task_vectors has {number} {what}; at most {most} are allowed")
+
+
+def _parse_pair(name: str, weight: object) -> RequestedVector:
+    where = f"weight of {name[:MAX_ECHO]!r}"
+    return RequestedVector(Reference.parse(name), _weight(weight, where))
 
 
 def _parse_entry(entry: object, position: int) -> RequestedVector:
@@ -278,10 +292,10 @@ def _parse_layers(value: object, where: str) -> tuple[LayerRange, ...]:
 def _parse_modules(value: object, where: str) -> tuple[ModuleFactor, ...]:
     pairs = _selector_pairs(value, f"{where}.modules")
     for glob, _ in pairs:
-        if not isinstance(glob, str) or not 0 < len(glob) <= 200:
+        if not isinstance(glob, str) or not _GLOB.fullmatch(glob):
             raise InvalidLoadout(
-                f"{where}.modules takes globs of at most 200 characters such as 'mlp.*', not"
-                f" {str(glob)[:200]!r}"
+                f"{where}.modules takes globs such as 'mlp.*' of at most 100 letters, digits and"
+                f" _.*?-, not {str(glob)[:MAX_ECHO]!r}"
             )
     return tuple((str(glob), factor) for glob, factor in pairs)
 
@@ -290,7 +304,7 @@ def _selector_pairs(value: object, where: str) -> list[tuple[object, float]]:
     if value is None:
         return []
     if isinstance(value, Mapping):
-        pairs = [(key, _weight(factor, f"{where}[{key!r}]")) for key, factor in value.items()]
+        pairs = [(key, _weight(factor, f"a factor in {where}")) for key, factor in value.items()]
     elif isinstance(value, list):
         pairs = [(key, 1.0) for key in value]
     else:
@@ -300,13 +314,21 @@ def _selector_pairs(value: object, where: str) -> list[tuple[object, float]]:
     return pairs
 
 
+@functools.lru_cache(1024)
+def _matcher(glob: str) -> re.Pattern[str]:
+    """Matches a module's full name or its trailing components."""
+    return re.compile(r"(?:.*\.)?" + fnmatch.translate(glob))
+
+
 def _layer_range(key: object, factor: float, where: str) -> LayerRange:
     match = None if isinstance(key, bool) else _RANGE.fullmatch(str(key))
     if match is not None:
         first, last = int(match[1]), int(match[2] or match[1])
         if first <= last <= MAX_LAYER:
             return first, last, factor
-    raise InvalidLoadout(f"{where} takes layers such as 3 or '0-14' up to {MAX_LAYER}, not {key!r}")
+    raise InvalidLoadout(
+        f"{where} takes layers such as 3 or '0-14' up to {MAX_LAYER}, not {str(key)[:MAX_ECHO]!r}"
+    )
 
 
 def _item_from_json(fields: Mapping[str, object]) -> LoadoutItem:

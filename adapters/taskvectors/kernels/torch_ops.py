@@ -36,20 +36,9 @@ class SparseMatrix:
         """From ascending row-major positions `index` [nnz] int64 and values `val` [nnz]."""
         rows, columns = shape
         counts = torch.bincount(index // columns, minlength=rows)
-        crow = torch.zeros(rows + 1, dtype=torch.int32)
+        crow = torch.zeros(rows + 1, dtype=torch.int32, device=index.device)
         torch.cumsum(counts, 0, dtype=torch.int32, out=crow[1:])
         return cls(shape, crow, (index % columns).int(), val)
-
-    def to(self, device: torch.device) -> "SparseMatrix":
-        """A copy whose tensors lie on `device`."""
-        return SparseMatrix(
-            self.shape, self.crow.to(device), self.col.to(device), self.val.to(device)
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the three tensors."""
-        return self.crow.nbytes + self.col.nbytes + self.val.nbytes
 
     @cached_property
     def csr(self) -> Tensor:
@@ -76,7 +65,12 @@ def sparse_product(delta: SparseMatrix, x: Tensor) -> Tensor:
 
 def sparse_linear(y: Tensor, x: Tensor, coef: Tensor, delta: SparseMatrix) -> None:
     """y[t] += coef[t] · delta @ x[t]; coef [T]."""
-    y += sparse_product(delta, x * coef[:, None].to(x.dtype)).to(y.dtype)
+    y += sparse_product(delta, weigh(x.to(delta.val.dtype), coef[:, None])).to(y.dtype)
+
+
+def weigh(product: Tensor, coef: Tensor) -> Tensor:
+    """product · coef, in the wider dtype, and zero where coef is, whatever the product is."""
+    return torch.where(coef == 0, 0.0, product * coef)
 
 
 class RankBlock(NamedTuple):
@@ -99,7 +93,7 @@ def low_rank_linear(y: Tensor, x: Tensor, a: Tensor, blocks: Iterable[RankBlock]
     """
     hidden = x @ a.T
     for block in blocks:
-        weighted = hidden[:, block.ranks] * block.coef.to(hidden.dtype)
+        weighted = weigh(hidden[:, block.ranks], block.coef).to(hidden.dtype)
         y[:, block.outputs].addmm_(weighted, block.b)
 
 

@@ -2,19 +2,32 @@
 
 import asyncio
 import contextlib
+import logging
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
-from taskvectors.errors import BaseMismatch, PoolBusy, VectorLoadFailed
+from taskvectors.errors import (
+    BaseMismatch,
+    EngineUnavailable,
+    PoolBusy,
+    TaskVectorError,
+    VectorLoadFailed,
+)
 from taskvectors.footprint import resident_bytes
 from taskvectors.format import FileHeader
 from taskvectors.spec import Loadout
 from taskvectors.store import DirectoryStore
 from taskvectors.vllm_plugin.config import PluginConfig
-from taskvectors.vllm_plugin.ledger import Ledger, Reservation
+from taskvectors.vllm_plugin.ledger import Entry, Ledger, Reservation
 from taskvectors.vllm_plugin.pool import FAILED, READY
 
+logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
+
 FIRST_POLL_S, LONGEST_POLL_S = 0.001, 0.05
+UNANSWERED = "the engine does not answer; try again"
 
 
 class Worker(Protocol):
@@ -27,6 +40,31 @@ class Worker(Protocol):
     def status(self) -> Awaitable[Mapping[str, str]]:
         """'loading', 'ready' or 'failed: why' by digest."""
         ...
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A vector on its way into the pool; `done` fails when it does not get there."""
+
+    entry: Entry
+    done: asyncio.Future[None]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A reservation, and the order to the worker that it made necessary."""
+
+    reservation: Reservation
+    order: asyncio.Future[None] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Waiter:
+    """A request that waits for room: `held` is set when it gets it."""
+
+    needs: Mapping[str, int]
+    since: float
+    held: asyncio.Future[Held]
 
 
 class Admission:
@@ -48,84 +86,132 @@ class Admission:
         self._widths = (value_bytes, sparse_value_bytes)
         self._store = DirectoryStore(config.store)
         self._ledger = Ledger(config.pool_bytes, config.max_vectors)
-        self._loading: dict[str, asyncio.Future[None]] = {}
-        self._room = asyncio.Condition()
-        self._waiting = 0
+        self._loading: dict[str, Loading] = {}
+        self._queue: deque[Waiter] = deque()
         self._poller: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
     async def admit(self, loadout: Loadout) -> AsyncIterator[None]:
         """Hold the loadout's vectors, all of them ready, while the context is open.
 
-        Raises VectorNotFound, BaseMismatch, PoolTooSmall, PoolBusy, VectorLoadFailed.
+        Raises VectorNotFound, BaseMismatch, PoolTooSmall, PoolBusy, VectorLoadFailed,
+        EngineUnavailable.
         """
-        reservation = await self._reserve(await self._needs(loadout))
+        held = await self._reserve(await self._needs(loadout))
         try:
-            await self._make_ready(reservation)
+            await self._make_ready(held)
             yield
         finally:
-            self._ledger.release(reservation)
-            async with self._room:
-                self._room.notify_all()
+            self._release(held)
 
     async def _needs(self, loadout: Loadout) -> dict[str, int]:
         """Bytes by digest; a vector in the pool costs no look at its file."""
         known = {digest: self._ledger.entry(digest) for digest in sorted(loadout.digests)}
         cold = [digest for digest, entry in known.items() if entry is None]
-        sizes = await asyncio.to_thread(lambda: {d: self._footprint(d) for d in cold})
+        if cold:
+            sizes = await asyncio.to_thread(lambda: {d: self._footprint(d) for d in cold})
         return {d: entry.nbytes if entry else sizes[d] for d, entry in known.items()}
 
     def _footprint(self, digest: str) -> int:
-        header: FileHeader = self._store.header(digest)
+        try:
+            header: FileHeader = self._store.header(digest)
+        except OSError as error:
+            raise VectorLoadFailed(f"task vector sha256:{digest} cannot be read") from error
         theirs, ours = header.base.fingerprint, self._config.base_fingerprint
         if None not in (theirs, ours) and theirs != ours:
             raise BaseMismatch(f"task vector sha256:{digest} belongs to base {theirs}, not {ours}")
         return resident_bytes(header, *self._widths)
 
-    async def _reserve(self, needs: Mapping[str, int]) -> Reservation:
-        resident = all(self._ledger.entry(digest) for digest in needs)
-        if (not self._waiting or resident) and (held := self._ledger.reserve(needs)):
+    async def _reserve(self, needs: Mapping[str, int]) -> Held:
+        if self._may_pass(needs) and (held := self._try_reserve(needs)):
             return held
-        if self._waiting >= self._config.max_waiting:
-            raise PoolBusy(f"{self._waiting} requests wait for room in the pool; try again")
-        self._waiting += 1
+        if len(self._queue) >= self._config.max_waiting:
+            raise PoolBusy(f"{len(self._queue)} requests wait for room in the pool; try again")
+        turn = Waiter(needs, time.monotonic(), asyncio.get_running_loop().create_future())
+        self._queue.append(turn)
         try:
-            async with asyncio.timeout(self._config.admission_timeout_s), self._room:
-                while (held := self._ledger.reserve(needs)) is None:
-                    await self._room.wait()
-                return held
-        except TimeoutError:
+            async with asyncio.timeout(self._config.admission_timeout_s):
+                return await turn.held
+        except BaseException as error:
+            self._leave_queue(turn)
+            if not isinstance(error, TimeoutError):
+                raise
             raise PoolBusy(
                 f"no room in the pool within {self._config.admission_timeout_s:g} s: its"
                 f" {self._config.pool_bytes} bytes are taken by vectors in use; try again"
             ) from None
-        finally:
-            self._waiting -= 1
 
-    async def _make_ready(self, reservation: Reservation) -> None:
-        if reservation.load or reservation.evict:
-            await self._start_loading(reservation)
-        waits = [
-            self._loading[entry.digest]
-            for entry in reservation.entries
-            if entry.digest in self._loading
-        ]
-        for wait in waits:
-            await asyncio.shield(wait)
+    def _may_pass(self, needs: Mapping[str, int]) -> bool:
+        """Whether a request need not queue: nobody does, or it takes no room.
 
-    async def _start_loading(self, reservation: Reservation) -> None:
-        """Tell the worker. The futures exist before the first await, so nobody loads twice."""
+        Once the first in the queue has waited for half of its time, everybody queues: vectors
+        that are always in use would else never make room.
+        """
+        if not self._queue:
+            return True
+        is_patient = time.monotonic() - self._queue[0].since < self._config.admission_timeout_s / 2
+        return is_patient and all(self._ledger.entry(digest) for digest in needs)
+
+    def _try_reserve(self, needs: Mapping[str, int]) -> Held | None:
+        """Reserve and order what is missing, with no await between: nobody sees a half of it."""
+        reservation = self._ledger.reserve(needs)
+        if reservation is None:
+            return None
         for digest in reservation.evict:
-            if (future := self._loading.pop(digest, None)) is not None:
-                future.cancel()
-        for digest in reservation.load:
-            self._loading[digest] = asyncio.get_running_loop().create_future()
-        order = asyncio.ensure_future(
-            self._worker.apply(list(reservation.evict), dict(reservation.load))
-        )
-        if self._poller is None or self._poller.done():
-            self._poller = asyncio.create_task(self._poll())
-        await asyncio.shield(order)
+            if (load := self._loading.pop(digest, None)) is not None:
+                load.done.cancel()
+        loop = asyncio.get_running_loop()
+        for entry in reservation.entries:
+            if entry.digest in reservation.load:
+                self._loading[entry.digest] = Loading(entry, loop.create_future())
+        order = None
+        if reservation.load or reservation.evict:
+            order = asyncio.ensure_future(
+                self._worker.apply(list(reservation.evict), dict(reservation.load))
+            )
+            if self._poller is None or self._poller.done():
+                self._poller = loop.create_task(self._poll())
+        return Held(reservation, order)
+
+    def _release(self, held: Held) -> None:
+        self._ledger.release(held.reservation)
+        self._serve_queue()
+
+    def _serve_queue(self) -> None:
+        """Give room to those who wait, strictly in turn."""
+        while self._queue:
+            if not self._queue[0].held.done():
+                held = self._try_reserve(self._queue[0].needs)
+                if held is None:
+                    return
+                self._queue[0].held.set_result(held)
+            self._queue.popleft()
+
+    def _leave_queue(self, turn: Waiter) -> None:
+        """Whoever waited is gone, perhaps in the moment in which it was served."""
+        if turn in self._queue:
+            self._queue.remove(turn)
+        if turn.held.done() and not turn.held.cancelled():
+            self._ledger.release(turn.held.result().reservation)
+        self._serve_queue()
+
+    async def _make_ready(self, held: Held) -> None:
+        loads = [self._loading.get(entry.digest) for entry in held.reservation.entries]
+        try:
+            async with asyncio.timeout(self._config.admission_timeout_s):
+                if held.order is not None:
+                    await asyncio.shield(held.order)
+                for load in loads:
+                    if load is not None:
+                        await asyncio.shield(load.done)
+        except TimeoutError:
+            seconds = self._config.admission_timeout_s
+            raise EngineUnavailable(f"a task vector was not loaded in {seconds:g} s") from None
+        except TaskVectorError:
+            raise
+        except Exception as error:
+            logger.exception("the engine did not take an order")
+            raise EngineUnavailable(UNANSWERED) from error
 
     async def _poll(self) -> None:
         """Ask the worker until nothing is loading; quickly at first, then less often."""
@@ -133,30 +219,44 @@ class Admission:
         while self._loading:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_POLL_S)
+            loading = list(self._loading.values())
             try:
-                await self._settle(await self._worker.status())
-            except Exception as error:  # noqa: BLE001 (whatever it was, nobody may wait for ever)
-                for digest in list(self._loading):
-                    self._fail(digest, f"the engine does not answer: {error}")
+                failed = self._settle(loading, await self._worker.status())
+                if failed:  # who asks again before the eviction is done waits, and fails, too
+                    await self._worker.apply([load.entry.digest for load, _ in failed], {})
+            except Exception:
+                logger.exception("the engine does not answer")
+                for load in loading:
+                    self._ledger.forget(load.entry)
+                self._fail([(load, EngineUnavailable(UNANSWERED)) for load in loading])
+                continue
+            for load, _ in failed:
+                self._ledger.drop(load.entry)
+            self._fail(failed)
 
-    async def _settle(self, status: Mapping[str, str]) -> None:
-        failed = {}
-        for digest in list(self._loading):
+    def _settle(
+        self, loading: list[Loading], status: Mapping[str, str]
+    ) -> list[tuple[Loading, TaskVectorError]]:
+        """Finish what is ready; return what failed."""
+        failed: list[tuple[Loading, TaskVectorError]] = []
+        for load in loading:
+            digest = load.entry.digest
+            if self._loading.get(digest) is not load:
+                continue  # evicted meanwhile, and perhaps ordered again
             state = status.get(digest, "")
             if state == READY:
-                self._loading.pop(digest).set_result(None)
+                del self._loading[digest]
+                load.done.set_result(None)
             elif state.startswith(FAILED):
-                failed[digest] = state.removeprefix(FAILED)
-        if failed:  # evicted first: who asks again before that is done waits and fails, too
-            await self._worker.apply(list(failed), {})
-            for digest, reason in failed.items():
-                self._fail(digest, reason)
+                reason = state.removeprefix(FAILED)
+                text = f"task vector sha256:{digest} could not be loaded: {reason}"
+                failed.append((load, VectorLoadFailed(text)))
+        return failed
 
-    def _fail(self, digest: str, reason: str) -> None:
-        if (entry := self._ledger.entry(digest)) is not None:
-            self._ledger.drop(entry)
-        if (future := self._loading.pop(digest, None)) is not None:
-            future.set_exception(
-                VectorLoadFailed(f"task vector sha256:{digest} could not be loaded: {reason}")
-            )
-            future.exception()  # a failure that nobody waits for any more is not worth a warning
+    def _fail(self, failed: list[tuple[Loading, TaskVectorError]]) -> None:
+        for load, error in failed:
+            if self._loading.get(load.entry.digest) is load:
+                del self._loading[load.entry.digest]
+            if not load.done.done():
+                load.done.set_exception(error)
+                load.done.exception()  # not worth a warning when nobody waits any more

@@ -5,8 +5,9 @@ vector. A loadout that selects layers or modules has its own weights for every *
 checkpoint module, such as `model.layers.3.self_attn.q_proj`.
 """
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from taskvectors.spec import EVERYWHERE, Selection
+from taskvectors.vllm_plugin.deltas import LowRankPack
+
+REMEMBERED_SELECTIONS = 256
 
 
 @dataclass(frozen=True)
@@ -25,53 +29,100 @@ class WeightedColumn:
     selection: Selection = EVERYWHERE
 
 
-@dataclass
 class StepCoefficients:
-    """The coefficients of one step's rows, on the device.
+    """The coefficients of one step's rows, on the device; kept while the rows stay the same.
 
-    num_rows: T. columns: those with a nonzero weight in this step. table: [P or 1, U, K] for the
-    U distinct slots of the step; inverse: [T], the position in U of each row. poisoned: [U], True
-    for a slot that must not be answered from; None when there is none.
+    num_rows: T. columns: the A columns with a nonzero weight in this step, in ascending order.
+    table: [P or 1, U, A] for the U distinct slots of the step; inverse: [T], the position in U of
+    each row. poisoned: [U], True for a slot that must not be answered from, or None.
     """
 
-    num_rows: int
-    columns: tuple[int, ...]
-    table: Tensor
-    inverse: Tensor
-    poisoned: Tensor | None = None
-    _gathered: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    def __init__(
+        self,
+        columns: tuple[int, ...],
+        table: Tensor,
+        inverse: Tensor,
+        poisoned: Tensor | None = None,
+    ) -> None:
+        self.num_rows = len(inverse)
+        self.columns = columns
+        self._table = table
+        self._inverse = inverse
+        self._poisoned = poisoned
+        self._position = {column: position for position, column in enumerate(columns)}
+        self._gathered: dict[tuple[int, int], Tensor] = {}
+        self._uniform: dict[tuple[int, ...], bool] = {}
+        self._ranks: dict[LowRankPack, ActiveRanks | None] = {}
 
     def of_part(self, part: int, num_rows: int) -> Tensor:
-        """[num_rows, K] for one part; rows beyond the step's own (padding) are zero."""
-        part = part if len(self.table) > 1 else 0
+        """[num_rows, A] for one part; rows beyond the step's own (padding) are zero."""
+        part = part if len(self._table) > 1 else 0
         key = (part, num_rows)
         if key not in self._gathered:
-            rows = self.table[part][self.inverse]
+            rows = self._table[part][self._inverse]
             assert num_rows >= self.num_rows, f"{num_rows} rows, {self.num_rows} coefficients"
             padding = (0, 0, 0, num_rows - self.num_rows)
             self._gathered[key] = torch.nn.functional.pad(rows, padding) if any(padding) else rows
         return self._gathered[key]
 
+    def of_column(self, part: int, num_rows: int, column: int) -> Tensor:
+        """[num_rows] for one part and one of `columns`."""
+        return self.of_part(part, num_rows)[:, self._position[column]]
+
+    def ranks(self, pack: LowRankPack) -> "ActiveRanks | None":
+        """The ranks of `pack` that belong to `columns`; None when there are none."""
+        if pack not in self._ranks:
+            active = pack.of(self._position)
+            self._ranks[pack] = None if active is None else self._active_ranks(active)
+        return self._ranks[pack]
+
     def slice(self, start: int, stop: int) -> "StepCoefficients":
         """The same for rows start to stop."""
-        inverse = self.inverse[start:stop]
-        return StepCoefficients(stop - start, self.columns, self.table, inverse, self.poisoned)
-
-    def is_uniform(self, parts: Sequence[int]) -> bool:
-        """True when all `parts` have the same coefficients."""
-        return len(self.table) == 1 or all(
-            torch.equal(self.table[parts[0]], self.table[part]) for part in parts[1:]
+        return StepCoefficients(
+            self.columns, self._table, self._inverse[start:stop], self._poisoned
         )
+
+    def is_uniform(self, parts: tuple[int, ...]) -> bool:
+        """True when all `parts` have the same coefficients."""
+        if len(self._table) == 1 or len(parts) == 1:
+            return True
+        if parts not in self._uniform:
+            tables = [self._table[part] for part in parts]
+            self._uniform[parts] = all(torch.equal(tables[0], table) for table in tables[1:])
+        return self._uniform[parts]
+
+    def poisoned_rows(self) -> Tensor | None:
+        """[T] bool, True for a row that must not be answered; None when there is none."""
+        return None if self._poisoned is None else self._poisoned[self._inverse]
+
+    def _active_ranks(self, pack: LowRankPack) -> "ActiveRanks":
+        positions = [
+            torch.tensor([self._position[o] for o in block.owners], device=pack.a.device)
+            for block in pack.blocks
+        ]
+        return ActiveRanks(pack, tuple(positions))
+
+
+@dataclass(frozen=True)
+class ActiveRanks:
+    """The ranks of a step's vectors; positions: [R] of each block, into the step's columns."""
+
+    pack: LowRankPack
+    positions: tuple[Tensor, ...]
 
 
 class CoefficientTable:
-    """`C`, kept on the host: rows are written on activation and gathered once per new step."""
+    """`C`, kept on the host: rows are written on activation and gathered once per new step.
+
+    The last row is poisoned: what is served from it becomes NaN and can never pass for an answer.
+    """
 
     def __init__(self, num_rows: int, num_columns: int, parts: Sequence[str]) -> None:
-        self._weights = torch.zeros(num_rows, num_columns)
+        self._weights = torch.zeros(num_rows + 1, num_columns)
         self._by_part: dict[int, Tensor] = {}
-        self._poisoned: set[int] = set()
         self._parts = parts
+        self._factors = functools.lru_cache(REMEMBERED_SELECTIONS)(self._compute_factors)
+        self.poison_row = num_rows
 
     def write(self, row: int, vectors: Sequence[WeightedColumn]) -> None:
         """Replace row `row` by the weights of `vectors`."""
@@ -81,30 +132,26 @@ class CoefficientTable:
         if any(vector.selection != EVERYWHERE for vector in vectors):
             self._by_part[row] = self._part_weights(vectors)
 
-    def poison(self, row: int) -> None:
-        """Mark `row`: its logits become NaN, so that they can never pass for an answer."""
-        self.clear(row)
-        self._poisoned.add(row)
-
     def clear(self, row: int) -> None:
         """Set row `row` to zero."""
         self._weights[row] = 0
         self._by_part.pop(row, None)
-        self._poisoned.discard(row)
 
     def gather(self, rows: npt.NDArray[np.int64], device: torch.device) -> StepCoefficients | None:
         """The coefficients of a step whose rows have table rows `rows` [T]; None for the base."""
         distinct, inverse = np.unique(rows, return_inverse=True)
         table = self._table(distinct)
-        columns = (table != 0).any(dim=0).any(dim=0).nonzero().flatten().tolist()
-        marked = [row in self._poisoned for row in distinct.tolist()]
-        if not columns and not any(marked):
+        columns = (table != 0).any(dim=0).any(dim=0).nonzero().flatten()
+        marked = torch.from_numpy(distinct == self.poison_row)
+        if not len(columns) and not marked.any():
             return None
-        poisoned = torch.tensor(marked, device=device) if any(marked) else None
+        poisoned = marked.to(device) if marked.any() else None
         where = torch.from_numpy(inverse).to(device)
-        return StepCoefficients(len(rows), tuple(columns), table.to(device), where, poisoned)
+        active = table[:, :, columns].to(device)
+        return StepCoefficients(tuple(columns.tolist()), active, where, poisoned)
 
     def _table(self, distinct: npt.NDArray[np.int64]) -> Tensor:
+        """[P or 1, U, K]: one table for all parts unless a row has weights per part."""
         if not self._by_part.keys() & set(distinct.tolist()):
             return self._weights[torch.from_numpy(distinct)][None]
         everywhere = (len(self._parts), self._weights.shape[1])
@@ -117,6 +164,8 @@ class CoefficientTable:
     def _part_weights(self, vectors: Sequence[WeightedColumn]) -> Tensor:
         weights = torch.zeros(len(self._parts), self._weights.shape[1])
         for vector in vectors:
-            factors = torch.tensor([vector.selection.factor(part) for part in self._parts])
-            weights[:, vector.column] += vector.weight * factors
+            weights[:, vector.column] += vector.weight * self._factors(vector.selection)
         return weights
+
+    def _compute_factors(self, selection: Selection) -> Tensor:
+        return torch.tensor([selection.factor(part) for part in self._parts])

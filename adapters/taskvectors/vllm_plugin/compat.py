@@ -46,8 +46,19 @@ def check_engine(vllm_config: Any) -> None:
         size = getattr(parallel, name, 1)
         if size != 1:
             raise UnsupportedEngine(f"{name} must be 1 with task vectors, not {size}")
-    if vllm_config.speculative_config is not None:
-        raise UnsupportedEngine("speculative decoding does not work with task vectors yet")
+    if getattr(parallel, "_api_process_count", 1) > 1:
+        raise UnsupportedEngine("--api-server-count must be 1: one ledger decides for the pool")
+    unsupported = {
+        "speculative decoding": vllm_config.speculative_config is not None,
+        "--enable-prompt-embeds": getattr(vllm_config.model_config, "enable_prompt_embeds", False),
+        "a multimodal model": vllm_config.model_config.is_multimodal_model,
+        "vLLM's V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)": getattr(
+            vllm_config, "use_v2_model_runner", False
+        ),
+    }
+    for what, is_used in unsupported.items():
+        if is_used:
+            raise UnsupportedEngine(f"{what} does not work with task vectors yet")
     compilation = vllm_config.compilation_config
     mode = getattr(compilation.mode, "name", compilation.mode)
     if str(mode) not in ("NONE", "0", "None"):

@@ -52,4 +52,9 @@ class PluginConfig:
                 raise UnsupportedEngine(
                     f"additional_config.{KEY}.{name} must be an integer ≥ {least}, not {value!r}"
                 )
+        timeout = self.admission_timeout_s
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+            raise UnsupportedEngine(
+                f"additional_config.{KEY}.admission_timeout_s must be a number > 0, not {timeout!r}"
+            )
         return self

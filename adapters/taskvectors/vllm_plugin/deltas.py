@@ -4,7 +4,7 @@
 one assignment, so a step sees either the old or the new and never something between.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TypeVar
@@ -21,67 +21,85 @@ Value = TypeVar("Value")
 class LowRankBlock:
     """The ranks of all vectors on one part of a layer.
 
-    part: position of the part in its layer. columns: [R] int64, the column that owns each rank.
+    part: position of the part in its layer. owners: the column that owns each of the R ranks.
     a: [R, in]. b: [R, out of the part], the scale folded in.
     """
 
     part: int
-    columns: Tensor
+    owners: tuple[int, ...]
     a: Tensor
     b: Tensor
 
-    def without(self, column: int) -> "LowRankBlock":
-        """The block less the ranks of `column`."""
-        keep = self.columns != column
-        return LowRankBlock(self.part, self.columns[keep], self.a[keep], self.b[keep])
+    def of(self, columns: Collection[int]) -> "LowRankBlock":
+        """The ranks that `columns` own."""
+        keep = [rank for rank, owner in enumerate(self.owners) if owner in columns]
+        if len(keep) == len(self.owners):
+            return self
+        index = torch.tensor(keep, dtype=torch.int64, device=self.a.device)
+        owners = tuple(self.owners[rank] for rank in keep)
+        return LowRankBlock(self.part, owners, self.a[index], self.b[index])
 
     def joined(self, other: "LowRankBlock") -> "LowRankBlock":
         """Both blocks' ranks in one."""
         assert self.part == other.part
-        pairs = ((self.columns, other.columns), (self.a, other.a), (self.b, other.b))
-        columns, a, b = (torch.cat(pair) for pair in pairs)
-        return LowRankBlock(self.part, columns, a, b)
+        a, b = torch.cat((self.a, other.a)), torch.cat((self.b, other.b))
+        return LowRankBlock(self.part, self.owners + other.owners, a, b)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LowRankPack:
-    """All blocks of a layer with their A in one matrix, so that x is read once.
+    """All blocks of a layer with their A in one matrix [ΣR, in], so that x is read once.
 
-    a: [ΣR, in]; columns: [ΣR]; the blocks' `a` and `columns` are views of them, in order.
+    The blocks' own `a` are views of it, in order.
     """
 
     a: Tensor
-    columns: Tensor
     blocks: tuple[LowRankBlock, ...]
 
     @classmethod
-    def of(cls, blocks: Iterable[LowRankBlock]) -> "LowRankPack | None":
+    def pack(cls, blocks: Iterable[LowRankBlock]) -> "LowRankPack | None":
         """Pack `blocks`; None when no rank is left."""
-        kept = [block for block in blocks if len(block.columns)]
+        kept = [block for block in blocks if block.owners]
         if not kept:
             return None
         a = torch.cat([block.a for block in kept])
-        columns = torch.cat([block.columns for block in kept])
-        views, start = [], 0
-        for block in kept:
-            stop = start + len(block.columns)
-            views.append(replace(block, a=a[start:stop], columns=columns[start:stop]))
-            start = stop
-        return cls(a, columns, tuple(views))
+        parts = torch.split(a, [len(block.owners) for block in kept])
+        views = [replace(block, a=part) for block, part in zip(kept, parts, strict=True)]
+        return cls(a, tuple(views))
+
+    @property
+    def owners(self) -> set[int]:
+        """The columns that have ranks here."""
+        return {owner for block in self.blocks for owner in block.owners}
+
+    def of(self, columns: Collection[int]) -> "LowRankPack | None":
+        """The ranks that `columns` own; itself when they own all."""
+        if self.owners <= set(columns):
+            return self
+        return LowRankPack.pack(block.of(columns) for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class PartTensor:
+    """A dense delta of one part: [out of the part, in], or [out of the part] of a bias or norm."""
+
+    part: int
+    value: Tensor
 
 
 @dataclass(frozen=True)
 class Deltas:
     """One layer's resident deltas by column.
 
-    low_rank: all low-rank vectors. sparse: [out, in] matrices. dense: [out, in], or [dim] for a
-    norm. bias: [out].
+    low_rank: all low-rank vectors. sparse: [out, in] matrices. dense and bias: by part.
     """
 
     low_rank: LowRankPack | None = None
     sparse: Mapping[int, SparseMatrix] = field(default_factory=lambda: MappingProxyType({}))
-    dense: Mapping[int, Tensor] = field(default_factory=lambda: MappingProxyType({}))
-    bias: Mapping[int, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+    dense: Mapping[int, tuple[PartTensor, ...]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    bias: Mapping[int, tuple[PartTensor, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
     def with_vector(self, column: int, staged: "StagedDeltas") -> "Deltas":
         """These and one more vector."""
@@ -90,19 +108,16 @@ class Deltas:
             known = blocks.get(block.part)
             blocks[block.part] = known.joined(block) if known else block
         return Deltas(
-            low_rank=LowRankPack.of(blocks[part] for part in sorted(blocks)),
+            low_rank=LowRankPack.pack(blocks[part] for part in sorted(blocks)),
             sparse=_plus(self.sparse, column, staged.sparse),
-            dense=_plus(self.dense, column, staged.dense),
-            bias=_plus(self.bias, column, staged.bias),
+            dense=_plus(self.dense, column, tuple(staged.dense)),
+            bias=_plus(self.bias, column, tuple(staged.bias)),
         )
 
     def without_vector(self, column: int) -> "Deltas":
         """These less one vector."""
-        low_rank = self.low_rank
-        if low_rank is not None and bool((low_rank.columns == column).any()):
-            low_rank = LowRankPack.of(block.without(column) for block in low_rank.blocks)
         return Deltas(
-            low_rank=low_rank,
+            low_rank=self.low_rank and self.low_rank.of(self.low_rank.owners - {column}),
             sparse=_minus(self.sparse, column),
             dense=_minus(self.dense, column),
             bias=_minus(self.bias, column),
@@ -115,20 +130,12 @@ class StagedDeltas:
 
     low_rank: list[LowRankBlock] = field(default_factory=list)
     sparse: SparseMatrix | None = None
-    dense: Tensor | None = None
-    bias: Tensor | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Device bytes."""
-        total = sum(b.a.nbytes + b.b.nbytes + b.columns.nbytes for b in self.low_rank)
-        return total + sum(
-            item.nbytes for item in (self.sparse, self.dense, self.bias) if item is not None
-        )
+    dense: list[PartTensor] = field(default_factory=list)
+    bias: list[PartTensor] = field(default_factory=list)
 
 
 def _plus(values: Mapping[int, Value], column: int, value: Value | None) -> Mapping[int, Value]:
-    return values if value is None else MappingProxyType({**values, column: value})
+    return MappingProxyType({**values, column: value}) if value else values
 
 
 def _minus(values: Mapping[int, Value], column: int) -> Mapping[int, Value]:

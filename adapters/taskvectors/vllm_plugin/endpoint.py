@@ -5,6 +5,7 @@ the header `x-taskvectors-loadout`. Nothing is added to vLLM's routes; without t
 passes untouched.
 """
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -15,6 +16,7 @@ from typing import Any
 
 from taskvectors.errors import (
     BaseMismatch,
+    EngineUnavailable,
     InvalidFile,
     InvalidLoadout,
     PoolBusy,
@@ -32,12 +34,15 @@ from taskvectors.vllm_plugin.config import KEY, PluginConfig
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
 
 HEADER = b"x-taskvectors-loadout"
+LINGER_S = 2.0
+"""How long a loadout is held after its client left: its request may run for another step."""
 STATUS: tuple[tuple[type[TaskVectorError], int, str], ...] = (
     (InvalidLoadout, 400, "invalid_loadout"),
     (VectorNotFound, 404, "task_vector_not_found"),
     (BaseMismatch, 422, "base_mismatch"),
     (PoolTooSmall, 400, "loadout_too_large"),
     (PoolBusy, 503, "pool_busy"),
+    (EngineUnavailable, 503, "engine_unavailable"),
     (VectorLoadFailed, 422, "task_vector_not_servable"),
     (InvalidFile, 422, "invalid_task_vector"),
     (TaskVectorError, 500, "task_vector_error"),
@@ -86,7 +91,41 @@ class LoadoutMiddleware:
             except TaskVectorError as error:
                 await _send_error(send, error)
                 return
-            await self._app(scope, receive, send)
+            exchange = Exchange(send)
+            try:
+                await self._app(scope, receive, exchange.send)
+            finally:
+                if not exchange.is_complete:  # vLLM aborts the request a little later
+                    _release_later(stack.pop_all())
+
+
+class Exchange:
+    """Notices whether an answer was sent to its end."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.is_complete = False
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        """Send the next part of the answer."""
+        await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.is_complete = True
+
+
+def _release_later(stack: contextlib.AsyncExitStack) -> None:
+    """Let go of a loadout once the engine has surely dropped its aborted request."""
+
+    async def release() -> None:
+        await asyncio.sleep(LINGER_S)
+        await stack.aclose()
+
+    task = asyncio.create_task(release())
+    _releases.add(task)
+    task.add_done_callback(_releases.discard)
+
+
+_releases: set[asyncio.Task[None]] = set()
 
 
 class LoadoutService:
@@ -184,7 +223,7 @@ async def _send_error(send: Send, error: TaskVectorError) -> None:
     kind = "invalid_request_error" if status < 500 else "server_error"
     fields = {"message": str(error), "type": kind, "param": "task_vectors", "code": code}
     headers = [(b"content-type", b"application/json")]
-    if isinstance(error, PoolBusy):
+    if status == 503:
         headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps({"error": fields}).encode()})

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from taskvectors.kernels import torch_ops
+from taskvectors.kernels.torch_ops import SparseMatrix
 from taskvectors.vllm_plugin import compat
 from taskvectors.vllm_plugin.coefficients import StepCoefficients
-from taskvectors.vllm_plugin.sites import Site
+from taskvectors.vllm_plugin.deltas import LowRankPack
+from taskvectors.vllm_plugin.sites import Part, Site
 
 
 class StepState:
@@ -59,8 +61,9 @@ def _linear_apply(
         if coefficients is not None:
             rows = x.reshape(-1, x.shape[-1])
             add_linear(site, coefficients, y.view(len(rows), -1), rows)
-            if site.kind != "linear" and coefficients.poisoned is not None:
-                y[coefficients.poisoned[coefficients.inverse]] = float("nan")
+            poisoned = None if site.kind == "linear" else coefficients.poisoned_rows()
+            if poisoned is not None:
+                y[poisoned] = float("nan")
         return y
 
     return apply
@@ -80,16 +83,22 @@ def _norm_forward(site: Site, state: StepState) -> Callable[..., Any]:
     eps = float(getattr(site.module, "variance_epsilon", 1e-6))
 
     def forward(original: Callable[..., Any], x: Tensor, residual: Tensor | None) -> Any:
-        if state.tokens is None or not site.deltas.dense:
+        coefficients, deltas = state.tokens, site.deltas
+        if coefficients is None or deltas.dense.keys().isdisjoint(coefficients.columns):
             return original(x, residual)
         before = x.clone() if residual is None else None  # a norm may write in place
         result = original(x, residual)
         y, source = (result, before) if residual is None else result
         assert source is not None
-        add_norm(site, state.tokens, y, source, eps)
+        add_norm(site, coefficients, y, source, eps)
         return result
 
     return forward
+
+
+# Each function reads `site.deltas` once: the loader thread may replace it at any moment.
+# A zero coefficient never multiplies a product of its row: 0 · inf would be NaN, and one
+# vector's overflow would reach the rows of others.
 
 
 def add_linear(site: Site, coefficients: StepCoefficients, y: Tensor, x: Tensor) -> None:
@@ -97,58 +106,73 @@ def add_linear(site: Site, coefficients: StepCoefficients, y: Tensor, x: Tensor)
 
     With weights per part the product of each part has its own C.
     """
-    deltas, columns = site.deltas, coefficients.columns
-    uniform = coefficients.is_uniform(site.part_indexes)
+    deltas = site.deltas
     if deltas.low_rank is not None:
-        _add_low_rank(site, coefficients, y, x)
-    for column in columns:
+        _add_low_rank(site, deltas.low_rank, coefficients, y, x)
+    for column in coefficients.columns:
         if column in deltas.sparse:
-            matrix = deltas.sparse[column]
-            if uniform:
-                coef = coefficients.of_part(site.parts[0].index, len(x))[:, column]
-                torch_ops.sparse_linear(y[:, : matrix.shape[0]], x, coef, matrix)
-            else:
-                _add_by_part(site, coefficients, column, y, torch_ops.sparse_product(matrix, x))
-        if column in deltas.dense:
-            product = x @ deltas.dense[column].T
-            _add_by_part(site, coefficients, column, y, product)
-        if column in deltas.bias:
-            bias = deltas.bias[column].expand(len(x), -1)
-            _add_by_part(site, coefficients, column, y, bias)
+            _add_sparse(site, deltas.sparse[column], coefficients, column, y, x)
+        for dense in deltas.dense.get(column, ()):
+            _add_part(site.parts[dense.part], coefficients, column, y, x @ dense.value.T)
+        for bias in deltas.bias.get(column, ()):
+            values = bias.value.expand(len(x), -1)
+            _add_part(site.parts[bias.part], coefficients, column, y, values)
 
 
-def _add_low_rank(site: Site, coefficients: StepCoefficients, y: Tensor, x: Tensor) -> None:
-    pack = site.deltas.low_rank
-    assert pack is not None
+def _add_low_rank(
+    site: Site, pack: LowRankPack, coefficients: StepCoefficients, y: Tensor, x: Tensor
+) -> None:
+    active = coefficients.ranks(pack)
+    if active is None:
+        return
     blocks, start = [], 0
-    for block in pack.blocks:
-        part, ranks = site.parts[block.part], slice(start, start + len(block.columns))
-        coef = coefficients.of_part(part.index, len(x))[:, block.columns]
+    for block, positions in zip(active.pack.blocks, active.positions, strict=True):
+        part, ranks = site.parts[block.part], slice(start, start + len(block.owners))
+        coef = coefficients.of_part(part.index, len(x))[:, positions]
         blocks.append(torch_ops.RankBlock(ranks, slice(part.start, part.stop), coef, block.b))
         start = ranks.stop
-    torch_ops.low_rank_linear(y, x, pack.a, blocks)
+    torch_ops.low_rank_linear(y, x, active.pack.a, blocks)
 
 
-def _add_by_part(
-    site: Site, coefficients: StepCoefficients, column: int, y: Tensor, product: Tensor
+def _add_sparse(
+    site: Site,
+    matrix: SparseMatrix,
+    coefficients: StepCoefficients,
+    column: int,
+    y: Tensor,
+    x: Tensor,
 ) -> None:
+    if coefficients.is_uniform(site.part_indexes):
+        coef = coefficients.of_column(site.parts[0].index, len(x), column)
+        torch_ops.sparse_linear(y[:, : matrix.shape[0]], x, coef, matrix)
+        return
+    product = torch_ops.sparse_product(matrix, x)
     for part in site.parts:
-        coef = coefficients.of_part(part.index, len(product))[:, column, None]
-        rows = slice(part.start, part.stop)
-        y[:, rows] += (product[:, rows] * coef).to(y.dtype)
+        _add_part(part, coefficients, column, y, product[:, part.start : part.stop])
+
+
+def _add_part(
+    part: Part, coefficients: StepCoefficients, column: int, y: Tensor, product: Tensor
+) -> None:
+    coef = coefficients.of_column(part.index, len(product), column)[:, None]
+    weighted = torch_ops.weigh(product, coef)
+    y[:, part.start : part.stop] += weighted.to(y.dtype)
 
 
 def add_rows(site: Site, coefficients: StepCoefficients, y: Tensor, ids: Tensor) -> None:
     """y[t] += Σ_k C[t, k] · Δ_k[ids[t]]. y: [T, dim]; ids: [T] int64."""
-    deltas, coef = site.deltas, coefficients.of_part(site.parts[0].index, len(ids))
-    for block in deltas.low_rank.blocks if deltas.low_rank else ():
-        hidden = block.b.T[ids] * coef[:, block.columns].to(y.dtype)
-        y.addmm_(hidden, block.a)
+    deltas, part = site.deltas, site.parts[0].index
+    active = coefficients.ranks(deltas.low_rank) if deltas.low_rank else None
+    if active is not None:
+        [block], [positions] = active.pack.blocks, active.positions
+        coef = coefficients.of_part(part, len(ids))[:, positions]
+        y.addmm_(torch_ops.weigh(block.b.T[ids], coef).to(y.dtype), block.a)
     for column in coefficients.columns:
+        coef = coefficients.of_column(part, len(ids), column)
         if column in deltas.sparse:
-            torch_ops.sparse_rows(y, ids, coef[:, column], deltas.sparse[column])
-        if column in deltas.dense:
-            y += (deltas.dense[column][ids] * coef[:, column, None]).to(y.dtype)
+            torch_ops.sparse_rows(y, ids, coef, deltas.sparse[column])
+        for dense in deltas.dense.get(column, ()):
+            y += torch_ops.weigh(dense.value[ids], coef[:, None]).to(y.dtype)
 
 
 def add_norm(site: Site, coefficients: StepCoefficients, y: Tensor, x: Tensor, eps: float) -> None:
@@ -156,13 +180,14 @@ def add_norm(site: Site, coefficients: StepCoefficients, y: Tensor, x: Tensor, e
 
     A norm over heads may see [T · heads, dim]: each token's coefficient covers its heads.
     """
-    columns = [column for column in coefficients.columns if column in site.deltas.dense]
-    if not columns:
-        return
-    rows = coefficients.num_rows
-    coef = coefficients.of_part(site.parts[0].index, max(rows, x.shape[0] if x.dim() > 2 else 0))
-    if x.dim() == 2 and len(x) != rows:
-        coef = coef.repeat_interleave(len(x) // rows, dim=0)
-    weight = coef[:, columns] @ torch.stack([site.deltas.dense[c] for c in columns]).float()
+    dense, part, rows = site.deltas.dense, site.parts[0].index, coefficients.num_rows
+    heads, remainder = divmod(len(x), rows)
+    assert remainder == 0, f"{len(x)} rows of a norm for {rows} tokens"
+    weight = torch.zeros(rows, x.shape[-1], device=x.device)
+    for column in coefficients.columns:
+        for delta in dense.get(column, ()):
+            coef = coefficients.of_column(part, rows, column)[:, None]
+            weight += coef * delta.value.float()
+    weight = weight.repeat_interleave(heads, dim=0)
     middle = (1,) * (x.dim() - 2)
-    torch_ops.rms_norm(y, x, weight.view(len(weight), *middle, -1), eps)
+    torch_ops.rms_norm(y, x, weight.view(len(x), *middle, -1), eps)

@@ -73,10 +73,15 @@ class Ledger:
             entry.users -= 1
 
     def drop(self, entry: Entry) -> None:
-        """Take an entry out, in use or not: its load failed or its room is needed."""
+        """Take an entry out, in use or not: its room is needed, or the worker gave it up."""
         if self._entries.get(entry.digest) is entry:
             del self._entries[entry.digest]
             self._free_columns.append(entry.column)
+
+    def forget(self, entry: Entry) -> None:
+        """Like `drop`, but the column stays taken: nobody knows what the worker has in it."""
+        if self._entries.get(entry.digest) is entry:
+            del self._entries[entry.digest]
 
     def _check_fits(self, needs: Mapping[str, int]) -> None:
         total = sum(needs.values())

@@ -2,8 +2,8 @@
 
 vLLM's scheduler believes that every loadout is a LoRA. Before each step it hands this manager
 the loadouts in the batch and the loadout of every token; the manager turns them into
-coefficients. It never raises and never waits on I/O: an exception here would end the engine for
-everybody.
+coefficients. It never waits on I/O, and nothing that a request says makes it raise: an exception
+here would end the engine for everybody.
 """
 
 import contextlib
@@ -113,27 +113,26 @@ class TaskVectorManager:
             self._state.prompt_hidden = None
 
     def _activate(self, request: Any, busy: set[int]) -> None:
-        row = self._slots.assign(request.lora_int_id, busy)
-        self._loadouts = {i: held for i, held in self._loadouts.items() if i in self._slots}
-        self._version += 1
+        """Give a loadout a slot; one that cannot be served gets none, and so is poisoned."""
         try:
             loadout = Loadout.from_canonical(request.lora_path)
         except InvalidLoadout:
-            logger.exception("loadout %s was poisoned", request.lora_name)
-            self._table.poison(row)
+            logger.exception("%s is not served: no loadout", request.lora_name)
             return
-        self._loadouts[request.lora_int_id] = loadout
         columns = [(self._pool.column(item.digest), item) for item in loadout.items]
-        ready = [
+        vectors = [
             WeightedColumn(column, item.weight, item.selection)
             for column, item in columns
             if column is not None
         ]
-        if len(ready) == len(columns):
-            self._table.write(row, ready)
-        else:  # the API server admits a loadout only when its vectors are ready
-            logger.error("loadout %s was poisoned: not resident", request.lora_name)
-            self._table.poison(row)
+        if len(vectors) < len(columns):  # the API server admits nothing before it is ready
+            logger.error("%s is not served: a vector is not resident", request.lora_name)
+            return
+        row = self._slots.assign(request.lora_int_id, busy)
+        self._loadouts = {i: held for i, held in self._loadouts.items() if i in self._slots}
+        self._loadouts[request.lora_int_id] = loadout
+        self._table.write(row, vectors)
+        self._version += 1
 
     def _gather(self, loadout_ids: Sequence[int]) -> Any:
         ids = np.asarray(loadout_ids, dtype=np.int64)
@@ -142,9 +141,10 @@ class TaskVectorManager:
         return self._table.gather(self._rows(ids), self._device)
 
     def _rows(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Table rows of loadout ids; row 0, the base, for id 0."""
+        """Table rows of loadout ids: 0, the base, for id 0; poison for one without a slot."""
         distinct, inverse = np.unique(ids, return_inverse=True)
-        rows = [self._slots.row(int(i)) or 0 if i > 0 else 0 for i in distinct]
+        poison = self._table.poison_row
+        rows = [self._slots.row(int(i)) or poison if i > 0 else 0 for i in distinct]
         return np.asarray(rows, dtype=np.int64)[inverse]
 
     def _release(self, loadout_id: int) -> None:

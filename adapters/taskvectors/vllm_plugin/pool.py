@@ -8,7 +8,8 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +17,25 @@ import torch
 from taskvectors.errors import TaskVectorError
 from taskvectors.format import read_vector
 from taskvectors.store import DirectoryStore
-from taskvectors.vllm_plugin.staging import Staged, Stager
+from taskvectors.vllm_plugin.sites import Site
+from taskvectors.vllm_plugin.staging import Stager
 
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
 
 LOADING, READY, FAILED = "loading", "ready", "failed: "
+
+
+@dataclass(frozen=True)
+class Order:
+    """One order to load a vector into a column. Orders are compared by identity: the same vector
+    may be evicted and ordered again, into the same column, while its first load is under way.
+    """
+
+    digest: str
+    column: int
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
 
 class ResidentPool:
@@ -29,24 +44,23 @@ class ResidentPool:
     def __init__(self, store: DirectoryStore, stager: Stager) -> None:
         self._store = store
         self._stager = stager
-        self._columns: dict[str, int] = {}
+        self._orders: dict[str, Order] = {}
         self._status: dict[str, str] = {}
-        self._installed: dict[int, Staged] = {}
-        self._jobs: queue.SimpleQueue[tuple[str | None, int]] = queue.SimpleQueue()
+        self._sites: dict[Order, list[Site]] = {}
+        self._jobs: queue.SimpleQueue[tuple[Callable[[Order], None], Order]] = queue.SimpleQueue()
         self.stream: Any = None
         threading.Thread(target=self._work, name="taskvectors-loader", daemon=True).start()
 
     def apply(self, evict: list[str], load: Mapping[str, int]) -> None:
         """Forget `evict` at once, and queue `load` (digest → column)."""
-        for digest in evict:
-            column = self._columns.pop(digest, None)
+        for digest in [*evict, *load]:
             self._status.pop(digest, None)
-            if column is not None:
-                self._jobs.put((None, column))
+            if (order := self._orders.pop(digest, None)) is not None:
+                self._jobs.put((self._uninstall, order))
         for digest, column in load.items():
-            self._columns[digest] = column
+            self._orders[digest] = Order(digest, column)
             self._status[digest] = LOADING
-            self._jobs.put((digest, column))
+            self._jobs.put((self._load, self._orders[digest]))
 
     def status(self) -> dict[str, str]:
         """The state of every vector that is wanted."""
@@ -54,42 +68,50 @@ class ResidentPool:
 
     def column(self, digest: str) -> int | None:
         """The column of a vector that is ready; None for any other."""
-        return self._columns.get(digest) if self._status.get(digest) == READY else None
-
-    @property
-    def nbytes(self) -> int:
-        """Device bytes of what is installed."""
-        return sum(s.nbytes for staged in list(self._installed.values()) for _, s in staged)
+        return self._orders[digest].column if self._status.get(digest) == READY else None
 
     def _work(self) -> None:
         while True:
-            digest, column = self._jobs.get()
+            job, order = self._jobs.get()
             with self._on_stream():
-                if digest is None:
-                    self._uninstall(column)
-                else:
-                    self._finish(digest, column, self._load(digest, column))
+                try:
+                    job(order)
+                except Exception as error:
+                    logger.exception("task vector sha256:%s: the loader failed", order.digest)
+                    self._finish(order, FAILED + _reason(error))
 
-    def _finish(self, digest: str, column: int, status: str) -> None:
-        if self._columns.get(digest) == column:  # else it was evicted while it loaded
-            self._status[digest] = status
+    def _finish(self, order: Order, status: str) -> None:
+        if self._is_wanted(order):
+            self._status[order.digest] = status
 
-    def _load(self, digest: str, column: int) -> str:
+    def _is_wanted(self, order: Order) -> bool:
+        return self._orders.get(order.digest) is order
+
+    def _load(self, order: Order) -> None:
+        if not self._is_wanted(order):
+            return
         try:
-            vector = read_vector(self._store.path(digest), expected_digest=digest)
-            self._installed[column] = self._stager.stage(vector, column)
-            for site, staged in self._installed[column]:
-                site.deltas = site.deltas.with_vector(column, staged)
-        except (TaskVectorError, OSError, MemoryError, RuntimeError) as error:
-            logger.exception("task vector sha256:%s was not loaded", digest)
-            self._uninstall(column)
-            return f"{FAILED}{type(error).__name__}: {error}"
-        return READY
+            vector = read_vector(self._store.path(order.digest), expected_digest=order.digest)
+            staged = self._stager.stage(vector, order.column)
+            self._sites[order] = [site for site, _ in staged]
+            for site, deltas in staged:
+                site.deltas = site.deltas.with_vector(order.column, deltas)
+        except Exception:
+            self._uninstall(order)
+            raise
+        self._finish(order, READY)
 
-    def _uninstall(self, column: int) -> None:
-        for site, _ in self._installed.pop(column, []):
-            site.deltas = site.deltas.without_vector(column)
+    def _uninstall(self, order: Order) -> None:
+        for site in self._sites.pop(order, []):
+            site.deltas = site.deltas.without_vector(order.column)
 
     def _on_stream(self) -> contextlib.AbstractContextManager[Any]:
         """Order copies with the steps' kernels on a GPU: one stream, so no use after free."""
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+
+def _reason(error: Exception) -> str:
+    """What a client may know; the texts of other libraries may hold paths."""
+    if isinstance(error, TaskVectorError):
+        return str(error)
+    return f"{type(error).__name__}; the engine's log says more"

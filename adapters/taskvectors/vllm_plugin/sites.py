@@ -49,9 +49,9 @@ class Site:
         return self.parts[-1].stop
 
     @property
-    def part_indexes(self) -> list[int]:
+    def part_indexes(self) -> tuple[int, ...]:
         """Positions of the parts among all parts of the model."""
-        return [part.index for part in self.parts]
+        return tuple(part.index for part in self.parts)
 
 
 class SiteIndex:

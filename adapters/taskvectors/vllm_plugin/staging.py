@@ -8,10 +8,13 @@ from torch import Tensor
 from taskvectors.errors import BaseMismatch, VectorLoadFailed
 from taskvectors.kernels.torch_ops import SparseMatrix
 from taskvectors.vector import Delta, DenseDelta, LowRankDelta, SparseDelta, TaskVector
-from taskvectors.vllm_plugin.deltas import LowRankBlock, StagedDeltas
+from taskvectors.vllm_plugin.deltas import LowRankBlock, PartTensor, StagedDeltas
 from taskvectors.vllm_plugin.sites import Part, Site, SiteIndex
 
 Staged = list[tuple[Site, StagedDeltas]]
+
+MAX_MAGNITUDE = 65504.0
+"""The largest float16. Larger deltas would overflow some product, and NaN spreads."""
 
 
 class Stager:
@@ -39,9 +42,10 @@ class Stager:
             for site, position in places:
                 _, target = staged.setdefault(id(site), (site, StagedDeltas()))
                 sites[id(site)] = site
-                if isinstance(delta, SparseDelta) and len(delta.shape) == 2:
-                    self._check_shape(name, delta, site, position)
-                    sparse.setdefault(id(site), []).append((site.parts[position], delta))
+                part = site.parts[position]
+                if isinstance(delta, SparseDelta) and not _is_small(name, site):
+                    _check_shape(name, delta, (part.size, _input_width(site)))
+                    sparse.setdefault(id(site), []).append((part, delta))
                 else:
                     self._stage_one(name, delta, site, position, column, target)
         self._stage_sparse(sparse, sites, staged)
@@ -51,42 +55,23 @@ class Stager:
         self, name: str, delta: Delta, site: Site, position: int, column: int, target: StagedDeltas
     ) -> None:
         part = site.parts[position]
-        if name.endswith(".bias"):
-            target.bias = self._placed(target.bias, (site.out_features,), part, delta, name)
-        elif site.kind == "norm":
-            target.dense = self._placed(target.dense, (part.size,), part, delta, name)
-        elif isinstance(delta, LowRankDelta):
-            self._check_shape(name, delta, site, position)
-            target.low_rank.append(self._low_rank(delta, position, column))
+        if _is_small(name, site):
+            _check_shape(name, delta, (part.size,))
+            dense = target.bias if name.endswith(".bias") else target.dense
+            dense.append(PartTensor(position, self._tensor(name, _small(name, delta))))
+            return
+        _check_shape(name, delta, (part.size, _input_width(site)))
+        if isinstance(delta, LowRankDelta):
+            target.low_rank.append(self._low_rank(name, delta, position, column))
         elif isinstance(delta, DenseDelta):
-            width = self._check_shape(name, delta, site, position)
-            shape = (site.out_features, width)
-            target.dense = self._placed(target.dense, shape, part, delta, name)
-        else:
-            raise VectorLoadFailed(f"parameter {name!r} has shape {list(delta.shape)}: not served")
+            value = self._tensor(name, delta.values.astype(np.float32))
+            target.dense.append(PartTensor(position, value))
 
-    def _placed(
-        self,
-        whole: Tensor | None,
-        shape: tuple[int, ...],
-        part: Part,
-        delta: Delta,
-        name: str,
-    ) -> Tensor:
-        """`delta` at its part's rows of a tensor of `shape`, zero elsewhere."""
-        expected = (part.size, *shape[1:])
-        if tuple(delta.shape) != expected:
-            raise BaseMismatch(f"{name!r} has shape {list(delta.shape)}, not {list(expected)}")
-        if whole is None:
-            whole = torch.zeros(shape, dtype=self._dtype, device=self._device)
-        whole[part.start : part.stop] = self._tensor(_dense(delta), self._dtype)
-        return whole
-
-    def _low_rank(self, delta: LowRankDelta, position: int, column: int) -> LowRankBlock:
-        scaled = np.ascontiguousarray(delta.b.astype(np.float32).T * np.float32(delta.scale))
-        columns = torch.full((len(delta.a),), column, dtype=torch.int64, device=self._device)
-        a = self._tensor(delta.a.astype(np.float32), self._dtype)
-        return LowRankBlock(position, columns, a, self._tensor(scaled, self._dtype))
+    def _low_rank(self, name: str, delta: LowRankDelta, position: int, column: int) -> LowRankBlock:
+        scaled = delta.b.astype(np.float32).T * np.float32(delta.scale)
+        a = self._tensor(name, delta.a.astype(np.float32))
+        owners = (column,) * len(delta.a)
+        return LowRankBlock(position, owners, a, self._tensor(name, scaled))
 
     def _stage_sparse(
         self,
@@ -108,23 +93,32 @@ class Stager:
         index = np.concatenate([delta.index + part.start * width for part, delta in pieces])
         values = np.concatenate([delta.values.astype(np.float32) for _, delta in pieces])
         shape = (site.out_features, width)
-        matrix = SparseMatrix.from_flat(
-            shape, torch.from_numpy(index), torch.from_numpy(values).to(self._sparse_dtype)
-        )
-        return matrix.to(self._device)
+        value = self._tensor(pieces[0][0].module, values, self._sparse_dtype)
+        return SparseMatrix.from_flat(shape, torch.from_numpy(index).to(self._device), value)
 
-    def _check_shape(self, name: str, delta: Delta, site: Site, position: int) -> int:
-        """The width of a [out, in] delta that fits its part; raises BaseMismatch."""
-        part = site.parts[position]
-        width = _input_width(site)
-        if tuple(delta.shape) != (part.size, width):
-            raise BaseMismatch(
-                f"{name!r} has shape {list(delta.shape)}, the engine's is {[part.size, width]}"
+    def _tensor(
+        self, name: str, array: npt.NDArray[np.float32], dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """On the device in the engine's dtype, or `dtype`; raises VectorLoadFailed if too large."""
+        largest = float(np.abs(array).max(initial=0.0))
+        if not largest <= MAX_MAGNITUDE:
+            raise VectorLoadFailed(
+                f"{name!r} has a value of magnitude {largest:g}; at most {MAX_MAGNITUDE:g} is"
+                " served, so that no product overflows"
             )
-        return width
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, dtype or self._dtype)
 
-    def _tensor(self, array: npt.NDArray[np.float32], dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, dtype)
+
+def _check_shape(name: str, delta: Delta, expected: tuple[int, ...]) -> None:
+    if tuple(delta.shape) != expected:
+        raise BaseMismatch(
+            f"{name!r} has shape {list(delta.shape)}, the engine's is {list(expected)}"
+        )
+
+
+def _is_small(name: str, site: Site) -> bool:
+    """Whether the parameter is a vector: a bias or the weight of a norm."""
+    return name.endswith(".bias") or site.kind == "norm"
 
 
 def _input_width(site: Site) -> int:
@@ -133,12 +127,12 @@ def _input_width(site: Site) -> int:
     return width
 
 
-def _dense(delta: Delta) -> npt.NDArray[np.float32]:
-    """A small delta (bias, norm) or a dense one, as a plain array."""
+def _small(name: str, delta: Delta) -> npt.NDArray[np.float32]:
+    """The delta of a bias or norm as a plain array."""
     if isinstance(delta, DenseDelta):
         return delta.values.astype(np.float32)
     if isinstance(delta, SparseDelta):
-        flat = np.zeros(int(np.prod(delta.shape)), dtype=np.float32)
+        flat = np.zeros(delta.shape, dtype=np.float32)
         flat[delta.index] = delta.values.astype(np.float32)
-        return flat.reshape(delta.shape)
-    raise VectorLoadFailed("a low-rank delta of a bias or norm is not served")
+        return flat
+    raise VectorLoadFailed(f"{name!r} is low-rank, but a bias or norm has no ranks")

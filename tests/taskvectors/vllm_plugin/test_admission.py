@@ -12,6 +12,7 @@ import pytest
 
 from taskvectors.errors import (
     BaseMismatch,
+    EngineUnavailable,
     PoolBusy,
     PoolTooSmall,
     VectorLoadFailed,
@@ -169,8 +170,12 @@ def test_an_engine_that_does_not_answer_is_an_error_and_no_hang(
     async def run() -> None:
         worker = FakeWorker()
         worker.broken = True
-        with pytest.raises(VectorLoadFailed, match="does not answer: gone"):
-            await _use(_admission(tmp_path, worker), _mix(digests[0]))
+        admission = _admission(tmp_path, worker)
+        with pytest.raises(EngineUnavailable, match="does not answer"):
+            await _use(admission, _mix(digests[0]))
+        worker.broken = False
+        await _use(admission, _mix(digests[0]))
+        assert worker.loads == [digests[0]] * 2, "what it holds is not known, so it loads again"
 
     asyncio.run(run())
 
