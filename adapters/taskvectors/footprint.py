@@ -5,14 +5,13 @@ import math
 from taskvectors.format import FileHeader, ParameterSpec
 
 INDEX_BYTES = 4
-OWNER_BYTES = 8
 
 
 def resident_bytes(header: FileHeader, value_bytes: int, sparse_value_bytes: int) -> int:
-    """The device bytes of a vector, up to the zero padding of a few biases.
+    """The device bytes of a vector, up to the row offsets of fused layers it touches in part.
 
-    Sparse: a 32-bit column and a value per nonzero, 32-bit row offsets. Low-rank: A and B and a
-    64-bit owner per rank. Dense: its values.
+    Sparse: a 32-bit column and a value per nonzero, 32-bit row offsets. Low-rank: A and B.
+    Dense: its values. A low-rank delta of a tied embedding is held twice and counted once.
     """
     return sum(
         _parameter_bytes(spec, value_bytes, sparse_value_bytes)
@@ -25,5 +24,5 @@ def _parameter_bytes(spec: ParameterSpec, value_bytes: int, sparse_value_bytes: 
         rows = (spec.shape[0] + 1) * INDEX_BYTES
         return spec.nnz * (INDEX_BYTES + sparse_value_bytes) + rows
     if spec.kind == "low_rank":
-        return spec.rank * (sum(spec.shape) * value_bytes + OWNER_BYTES)
+        return spec.rank * sum(spec.shape) * value_bytes
     return math.prod(spec.shape) * value_bytes

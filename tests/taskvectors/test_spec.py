@@ -105,12 +105,22 @@ def test_modules_match_a_full_name_or_its_end() -> None:
         (["x"], "object"),
         ({"vectors": [], "method": "tiez"}, "tiez"),
         ({"vectors": [], "density": 0.2}, "density"),
+        ({"vectors": {"vectors": {"json": 1}}}, "weight of 'vectors' must be a number"),
+        ([{"name": "x", "modules": ["a b"]}], "globs"),
+        ([{"name": "x", "layers": list(range(100))}] * 2, "200 entries"),
+        ([{"name": "x", "modules": [f"m{i}" for i in range(20)]}] * 2, "40 globs"),
         ({f"v{i}": 1 for i in range(MAX_VECTORS + 1)}, "at most 16"),
     ],
 )
 def test_a_bad_request_is_refused_and_the_error_says_what(value: object, says: str) -> None:
     with pytest.raises(InvalidLoadout, match=says):
         parse_task_vectors(value)
+
+
+def test_a_huge_request_is_refused_before_it_is_read() -> None:
+    """The count comes first; no entry is looked at."""
+    with pytest.raises(InvalidLoadout, match="1000000 vectors"):
+        parse_task_vectors(dict.fromkeys(map(str, range(1_000_000)), "not a number"))
 
 
 @given(st.lists(items, max_size=6))

@@ -22,10 +22,12 @@ from taskvectors.vector import (
     TaskVector,
 )
 from taskvectors.vllm_plugin.coefficients import (
+    ActiveRanks,
     CoefficientTable,
     StepCoefficients,
     WeightedColumn,
 )
+from taskvectors.vllm_plugin.deltas import Deltas, LowRankPack
 from taskvectors.vllm_plugin.layers import add_linear, add_norm, add_rows
 from taskvectors.vllm_plugin.sites import Part, Site
 from taskvectors.vllm_plugin.staging import Stager
@@ -190,6 +192,73 @@ def test_a_norm_scales_by_the_tokens_weight(shape: tuple[int, ...]) -> None:
     normal = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
     expected = (normal * dense).view(-1, 8) * coef[:, None]
     torch.testing.assert_close(y, expected.view(shape))
+
+
+def test_a_vectors_overflow_stays_in_the_rows_that_use_it() -> None:
+    """0 · inf is NaN: a zero coefficient must not multiply another row's product."""
+    for kind in ("low_rank", "dense"):
+        site, huge = _fused_site(), np.full((2, WIDTH), 3e38, "f4")
+        delta: Delta = DenseDelta(np.full((SIZES[0], WIDTH), 1.0, "f4"))
+        if kind == "low_rank":
+            delta = LowRankDelta((SIZES[0], WIDTH), np.ones_like(huge), np.ones((6, 2), "f4"), 1.0)
+        _install(site, 0, {f"{NAMES[0]}.weight": delta})
+        x = torch.ones(2, WIDTH)
+        x[0] = 3e38  # its own row overflows
+        y = torch.zeros(2, sum(SIZES))
+        loadouts = [[WeightedColumn(0, 1.0)], [WeightedColumn(1, 1.0)]]
+        add_linear(site, _step([1, 2], loadouts), y, x)
+        assert not y[0].isfinite().all()
+        assert not y[1].any()
+
+
+def test_idle_vectors_cost_and_change_nothing() -> None:
+    """Only the ranks of the step's own vectors enter the product."""
+    generator = torch.Generator().manual_seed(SEED)
+    site, dense = _fused_site(), {}
+    for column in range(3):
+        delta, dense[column] = _delta("low_rank", (SIZES[0], WIDTH), generator)
+        _install(site, column, {f"{NAMES[0]}.weight": delta})
+    step = _step([1], [[WeightedColumn(1, 2.0)]])
+    assert site.deltas.low_rank is not None
+    active = step.ranks(site.deltas.low_rank)
+    assert active is not None
+    assert active.pack.owners == {1}
+    x, y = torch.randn(1, WIDTH, generator=generator), torch.zeros(1, sum(SIZES))
+    add_linear(site, step, y, x)
+    torch.testing.assert_close(y[:, : SIZES[0]], 2.0 * x @ dense[1].T)
+
+
+def test_a_layer_reads_its_deltas_once() -> None:
+    """An eviction in the middle of a layer changes nothing for that layer."""
+    generator = torch.Generator().manual_seed(SEED)
+    site = _fused_site()
+    for column, kind in enumerate(("sparse", "low_rank")):
+        delta, _ = _delta(kind, (SIZES[0], WIDTH), generator)
+        _install(site, column, {f"{NAMES[0]}.weight": delta})
+    step = _step([1], [[WeightedColumn(0, 1.0), WeightedColumn(1, 1.0)]])
+    x, whole, torn = torch.randn(1, WIDTH), torch.zeros(1, 14), torch.zeros(1, 14)
+    add_linear(site, step, whole, x)
+    ranks = step.ranks
+
+    def evict_meanwhile(pack: LowRankPack) -> ActiveRanks | None:
+        site.deltas = Deltas()
+        return ranks(pack)
+
+    step.ranks = evict_meanwhile  # type: ignore[method-assign]
+    add_linear(site, step, torn, x)
+    assert torch.equal(whole, torn)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "low_rank", "dense"])
+def test_a_value_that_could_overflow_a_product_is_refused(kind: str) -> None:
+    values = np.full((SIZES[0], WIDTH), 7e4, "f4")
+    deltas: dict[str, Delta] = {
+        "dense": DenseDelta(values),
+        "sparse": SparseDelta(values.shape, np.arange(3), values.reshape(-1)[:3]),
+        "low_rank": LowRankDelta(values.shape, values[:1], np.ones((6, 1), "f4"), 1.0),
+    }
+    with pytest.raises(VectorLoadFailed, match="65504"):
+        _install(_fused_site(), 0, {f"{NAMES[0]}.weight": deltas[kind]})
 
 
 def test_a_parameter_without_a_place_is_refused_by_name() -> None:

@@ -1,0 +1,46 @@
+"""The footprint known from a header is what the staged tensors take."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from taskvectors.footprint import resident_bytes
+from taskvectors.format import read_header, write_vector
+from taskvectors.vector import (
+    BaseInfo,
+    Delta,
+    DenseDelta,
+    LowRankDelta,
+    SparseDelta,
+    TaskVector,
+)
+from taskvectors.vllm_plugin.staging import Stager
+from tests.taskvectors.vllm_plugin.test_layers import NAMES, SIZES, WIDTH, _fused_site, _Index
+
+
+def test_the_footprint_bounds_the_device_bytes_closely(tmp_path: Path) -> None:
+    """Sparse, low-rank, dense and bias in one fused layer."""
+    index = np.arange(0, SIZES[0] * WIDTH, 3)
+    parameters: dict[str, Delta] = {
+        f"{NAMES[0]}.weight": SparseDelta((SIZES[0], WIDTH), index, np.ones(len(index), "f4")),
+        f"{NAMES[1]}.weight": LowRankDelta(
+            (SIZES[1], WIDTH), np.ones((2, WIDTH), "f4"), np.ones((SIZES[1], 2), "f4"), 1.0
+        ),
+        f"{NAMES[2]}.weight": DenseDelta(np.ones((SIZES[2], WIDTH), "f4")),
+        f"{NAMES[2]}.bias": DenseDelta(np.ones(SIZES[2], "f4")),
+    }
+    vector = TaskVector(base=BaseInfo("base", None), parameters=parameters)
+    write_vector(vector, tmp_path / "vector.safetensors")
+    site = _fused_site()
+    stager = Stager(_Index(site), torch.device("cpu"), torch.float32)  # type: ignore[arg-type]
+    [(_, staged)] = stager.stage(vector, 0)
+    assert staged.sparse is not None
+    tensors = [staged.sparse.crow, staged.sparse.col, staged.sparse.val]
+    tensors += [tensor for block in staged.low_rank for tensor in (block.a, block.b)]
+    tensors += [part.value for part in [*staged.dense, *staged.bias]]
+    actual = sum(tensor.nbytes for tensor in tensors)
+    expected = resident_bytes(read_header(tmp_path / "vector.safetensors"), 4, 4)
+    row_offsets_of_other_parts = 4 * sum(SIZES[1:])
+    assert actual <= expected + row_offsets_of_other_parts
+    assert expected <= actual

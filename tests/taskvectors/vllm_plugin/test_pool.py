@@ -1,0 +1,148 @@
+"""The resident pool loads in order, forgets what is not wanted any more, and survives anything."""
+
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from taskvectors.format import write_vector
+from taskvectors.store import DirectoryStore
+from taskvectors.vector import BaseInfo, DenseDelta, TaskVector
+from taskvectors.vllm_plugin.pool import ResidentPool
+
+DEADLINE_S = 30.0
+
+
+class Installed:
+    """Stands in for a layer's deltas: the columns that are installed."""
+
+    def __init__(self, columns: frozenset[int] = frozenset()) -> None:
+        self.columns = columns
+
+    def with_vector(self, column: int, _staged: object) -> "Installed":
+        return Installed(self.columns | {column})
+
+    def without_vector(self, column: int) -> "Installed":
+        return Installed(self.columns - {column})
+
+
+class Stager:
+    """Stages for one site; waits for `gate`, and fails with `error` if there is one."""
+
+    def __init__(self) -> None:
+        self.site = SimpleNamespace(deltas=Installed())
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+        self.num_staged = 0
+
+    def stage(self, _vector: TaskVector, _column: int) -> list[tuple[object, None]]:
+        assert self.gate.wait(DEADLINE_S)
+        self.num_staged += 1
+        if self.error is not None:
+            raise self.error
+        return [(self.site, None)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "store")
+
+
+def _add(store: DirectoryStore, value: float) -> str:
+    path = store.root / "vector"
+    values = np.full(3, value, dtype=np.float32)
+    vector = TaskVector(base=BaseInfo("b", None), parameters={"norm.weight": DenseDelta(values)})
+    write_vector(vector, path)
+    return store.add(path)
+
+
+def _wait(pool: ResidentPool, digest: str, state: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not pool.status().get(digest, "").startswith(state):
+        assert time.monotonic() < deadline, pool.status()
+        time.sleep(0.005)
+
+
+def test_a_vector_is_ready_only_when_it_is_installed(store: DirectoryStore) -> None:
+    stager, digest = Stager(), _add(store, 1.0)
+    pool = ResidentPool(store, stager)  # type: ignore[arg-type]
+    stager.gate.clear()
+    pool.apply([], {digest: 3})
+    assert pool.status() == {digest: "loading"}
+    assert pool.column(digest) is None
+    stager.gate.set()
+    _wait(pool, digest, "ready")
+    assert pool.column(digest) == 3
+    assert stager.site.deltas.columns == {3}
+
+
+def test_an_old_load_never_stands_for_a_new_order(store: DirectoryStore) -> None:
+    """Evicted while it loads and ordered again into the same column, with another between."""
+    stager, first, second = Stager(), _add(store, 1.0), _add(store, 2.0)
+    pool = ResidentPool(store, stager)  # type: ignore[arg-type]
+    stager.gate.clear()
+    pool.apply([], {first: 0})
+    pool.apply([first], {second: 0})
+    pool.apply([second], {first: 0})
+    ready_without_deltas = []
+    watch = threading.Thread(target=_watch, args=(pool, stager, first, ready_without_deltas))
+    watch.start()
+    stager.gate.set()
+    _wait(pool, first, "ready")
+    watch.join()
+    assert ready_without_deltas == []
+    assert stager.site.deltas.columns == {0}
+    assert stager.num_staged <= 2, "an order that nobody wants any more is not worth a load"
+
+
+def _watch(pool: ResidentPool, stager: Stager, digest: str, wrong: list[str]) -> None:
+    for _ in range(2000):
+        if pool.status().get(digest) == "ready":
+            if stager.site.deltas.columns != {0}:
+                wrong.append("ready, but not installed")
+            return
+        time.sleep(0.001)
+
+
+def test_an_evicted_vector_is_uninstalled(store: DirectoryStore) -> None:
+    stager, first, second = Stager(), _add(store, 1.0), _add(store, 2.0)
+    pool = ResidentPool(store, stager)  # type: ignore[arg-type]
+    pool.apply([], {first: 0})
+    _wait(pool, first, "ready")
+    pool.apply([first], {second: 1})
+    _wait(pool, second, "ready")
+    assert pool.column(first) is None
+    assert stager.site.deltas.columns == {1}
+
+
+@pytest.mark.parametrize("error", [KeyError("/secret/path"), AssertionError(), MemoryError()])
+def test_the_loader_survives_any_error_and_tells_no_paths(
+    store: DirectoryStore, error: Exception
+) -> None:
+    stager, digest, other = Stager(), _add(store, 1.0), _add(store, 2.0)
+    pool = ResidentPool(store, stager)  # type: ignore[arg-type]
+    stager.error = error
+    pool.apply([], {digest: 0})
+    _wait(pool, digest, "failed: ")
+    assert type(error).__name__ in pool.status()[digest]
+    assert "secret" not in pool.status()[digest]
+    stager.error = None
+    pool.apply([digest], {other: 0})
+    _wait(pool, other, "ready")
+
+
+def test_a_file_that_changed_on_disk_is_refused(store: DirectoryStore) -> None:
+    stager, digest = Stager(), _add(store, 1.0)
+    pool = ResidentPool(store, stager)  # type: ignore[arg-type]
+    path = store.path(digest)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    pool.apply([], {digest: 0})
+    _wait(pool, digest, "failed: ")
+    assert stager.num_staged == 0
