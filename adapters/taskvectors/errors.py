@@ -24,6 +24,10 @@ class NameTaken(TaskVectorError):
     """A name cannot be given to a task vector because it is in use in another way."""
 
 
+class UnreadableName(TaskVectorError):
+    """A file in which a store keeps the versions of a name is broken."""
+
+
 class BaseMismatch(TaskVectorError):
     """A task vector belongs to another base than the one at hand."""
 

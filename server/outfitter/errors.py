@@ -25,6 +25,7 @@ TABLE: Mapping[type[tv.TaskVectorError], Kind] = {
     tv.VectorNotFound: Kind(404, INVALID_REQUEST, "task_vector_not_found"),
     tv.NameTaken: Kind(409, INVALID_REQUEST, "name_taken"),
     tv.VectorInUse: Kind(409, INVALID_REQUEST, "task_vector_in_use"),
+    tv.UnreadableName: Kind(500, SERVER_ERROR, "unreadable_name"),
     tv.BaseMismatch: Kind(422, INVALID_REQUEST, "base_mismatch"),
     tv.InvalidFile: Kind(422, INVALID_REQUEST, "invalid_file"),
     tv.TruncatedFile: Kind(422, INVALID_REQUEST, "truncated_file"),

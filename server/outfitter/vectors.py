@@ -1,16 +1,18 @@
 """The task vectors that this server has: the store, seen through the base that is served."""
 
 import functools
+import logging
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from outfitter.control.resolve import ResolvedVector
-from taskvectors.errors import VectorNotFound
+from taskvectors.errors import InvalidFile, VectorNotFound
 from taskvectors.format import FileHeader, validate_file
 from taskvectors.spec import Reference
 from taskvectors.store import DirectoryStore, Entry
+
+log = logging.getLogger(__name__)
 
 MAX_SUMMARIES = 4096
 
@@ -69,20 +71,24 @@ class Vectors:
         return ResolvedVector(found.name, found.version, found.digest, fingerprint)
 
     def entries(self) -> list["Listing"]:
-        """Every named version; one that is removed meanwhile is left out."""
+        """Every named version; one that is removed meanwhile or that is broken is left out."""
         found = []
         for entry in self.store.entries():
-            with suppress(VectorNotFound):
+            try:
                 found.append(self._listing(entry))
+            except VectorNotFound:
+                continue
+            except (InvalidFile, OSError) as error:
+                log.warning("%s@%s is left out of the list: %s", entry.name, entry.version, error)
         return found
 
     def entry(self, reference: Reference) -> "Listing":
         """What `reference` stands for now; raises VectorNotFound."""
+        if reference.path is not None:
+            return self._listing(self.store.entry(reference))
         found = self.store.resolve(reference)
-        named = [e for e in self.store.entries() if e.digest == found.digest]
-        wanted = [e for e in named if (e.name, e.version) == (found.name, found.version)] or named
-        if wanted:
-            return self._listing(wanted[-1])
+        if named := [entry for entry in self.store.entries() if entry.digest == found.digest]:
+            return self._listing(named[-1])
         status, summary = self.store.path(found.digest).stat(), self.summary(found.digest)
         created = int(status.st_mtime)
         return Listing(None, None, found.digest, status.st_size, created, summary)

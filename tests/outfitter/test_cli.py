@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -205,3 +206,14 @@ def test_the_example_names_a_vector_of_the_store(tmp_path: Path) -> None:
     file = make_vector(tmp_path / "v")
     invoke("push", file, "--name", "skill", "--store", config.store)
     assert '"task_vectors": {"skill": 1.0}' in example(config)
+
+
+def test_a_broken_store_does_not_keep_the_server_from_being_ready(tmp_path: Path) -> None:
+    """There is an example without a task vector, too."""
+    config = make_config(tmp_path)
+    invoke("push", make_vector(tmp_path / "v"), "--name", "skill", "--store", config.store)
+    (config.store / "names" / "_" / "skill.json").write_text("{")
+    assert "task_vectors" not in example(config)
+    shutil.rmtree(config.store)
+    config.store.write_text("no folder")
+    assert "task_vectors" not in example(config)

@@ -14,7 +14,9 @@ import httpx
 import numpy as np
 import pytest
 
+from outfitter.vectors import Vectors
 from taskvectors.format import file_digest
+from taskvectors.store import DirectoryStore
 from tests.outfitter.harness import FINGERPRINT, Running, make_vector, push, wait_for
 from tests.outfitter.test_completions import error_of
 
@@ -74,6 +76,42 @@ def test_uploads_are_listed_found_and_deleted(client: httpx.Client, tmp_path: Pa
     missing = client.delete("/v1/task_vectors/listed")
     assert missing.status_code == 404
     assert error_of(missing)["code"] == "task_vector_not_found"
+
+
+def test_one_broken_file_or_name_does_not_hide_the_others(
+    client: httpx.Client, gateway: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The list leaves it out with a warning; asked for by its name, it is an error."""
+    digest = push(client, make_vector(tmp_path / "v", seed=31), "corrupt")["digest"][7:]
+    push(client, make_vector(tmp_path / "w", seed=32), "intact")
+    push(client, make_vector(tmp_path / "x", seed=33), "unreadable")
+    blob = gateway.config.store / "blobs" / "sha256" / digest[:2] / f"{digest}.safetensors"
+    raw = blob.read_bytes()
+    record = gateway.config.store / "names" / "_" / "unreadable.json"
+    blob.unlink()
+    blob.write_bytes(raw[:-1])
+    record.write_text("{")
+    fresh = Vectors(DirectoryStore(gateway.config.store))
+    names = [entry.name for entry in fresh.entries()]
+    assert "intact" in names
+    assert not {"corrupt", "unreadable"} & set(names)
+    assert "corrupt@1 is left out of the list" in caplog.text
+    assert client.get("/v1/task_vectors").status_code == 200
+    response = client.get("/v1/task_vectors/unreadable")
+    assert response.status_code == 500
+    assert error_of(response)["code"] == "unreadable_name"
+    assert "names/_/unreadable.json" in error_of(response)["message"]
+    blob.unlink()
+    record.unlink()
+
+
+def test_an_upload_does_not_read_the_whole_store(
+    client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer needs only the name that was given."""
+    monkeypatch.setattr(DirectoryStore, "entries", None)
+    assert push(client, make_vector(tmp_path / "v", seed=34), "alone")["version"] == 1
+    assert client.get("/v1/task_vectors/alone@1").status_code == 200
 
 
 def test_a_file_over_the_limit_is_refused(client: httpx.Client) -> None:
@@ -138,8 +176,6 @@ def test_a_vector_of_another_base_in_the_store_is_not_served(
     gateway: Running, client: httpx.Client, tmp_path: Path
 ) -> None:
     """What came into the store on another way is checked when it is asked for."""
-    from taskvectors.store import DirectoryStore
-
     store = DirectoryStore(gateway.config.store)
     store.assign("foreign", store.add(make_vector(tmp_path / "f", fingerprint="f" * 64)))
     body = {"model": "base-model", "prompt": "x", "task_vectors": {"foreign": 1}}

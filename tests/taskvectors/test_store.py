@@ -14,6 +14,7 @@ from taskvectors.errors import (
     InvalidFile,
     InvalidReference,
     TruncatedFile,
+    UnreadableName,
     VectorInUse,
     VectorNotFound,
 )
@@ -21,6 +22,7 @@ from taskvectors.format import read_header, write_vector
 from taskvectors.spec import Reference
 from taskvectors.store import DirectoryStore, Resolved, Store
 from taskvectors.store.headers import HeaderCache
+from taskvectors.store.names import Names
 from tests.taskvectors.making import example_vector
 
 
@@ -341,3 +343,71 @@ def test_a_published_file_outlives_removals_of_its_other_names(
     assert errors == []
     assert store.entries() == []
     assert blobs(store) == []
+
+
+BROKEN = [
+    "",
+    "{",
+    "[]",
+    "\ud800",
+    '{"next": 1}',
+    '{"next": 1, "versions": [3]}',
+    '{"next": 1, "versions": [{"version": 1, "digest": "../x", "created": 1, "size": 1}]}',
+]
+
+
+def break_name(store: DirectoryStore, name: str, text: str = "{") -> None:
+    path = store.root / "names" / "_" / f"{name}.json"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_name_is_told_and_others_are_served(
+    store: DirectoryStore, files: list[Path], text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error names the file; the listing leaves it out with a warning, and nothing is lost."""
+    digests = [store.add(path) for path in files]
+    for name, digest in zip(("good", "broken", "other"), digests, strict=True):
+        store.assign(name, digest)
+    break_name(store, "broken", text)
+    for ask in (store.resolve, store.entry, store.remove):
+        with pytest.raises(UnreadableName, match=r"names/_/broken\.json"):
+            ask(ref("broken"))
+    with pytest.raises(UnreadableName):
+        store.assign("broken", digests[0])
+    assert [entry.name for entry in store.entries()] == ["good", "other"]
+    assert "left out: the store cannot read names/_/broken.json" in caplog.text
+    assert store.resolve(ref("good")).digest == digests[0]
+    with pytest.raises(VectorNotFound, match=r"no task vector 'brokem'$"):
+        store.resolve(ref("brokem"))
+
+
+def test_no_file_is_dropped_while_a_name_is_broken(
+    store: DirectoryStore, files: list[Path]
+) -> None:
+    """The broken name may stand for it."""
+    digest = store.add(files[0])
+    for name in ("good", "broken"):
+        store.assign(name, digest)
+    break_name(store, "broken")
+    store.remove(ref("good"))
+    with pytest.raises(UnreadableName):
+        store.remove(ref(digest))
+    assert store.entries() == []
+    assert blobs(store) == [digest]
+
+
+def test_a_suggestion_reads_no_more_than_it_names(
+    store: DirectoryStore, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bounded number of names is looked at; a removed one is not suggested."""
+    digest = store.add(files[0])
+    for name in ("pirate1", "pirate2", "tailor"):
+        store.assign(name, digest)
+    store.remove(ref("pirate2"))
+    monkeypatch.setattr(Names, "records", None)
+    with pytest.raises(VectorNotFound, match=r"'pirate'; did you mean 'pirate1'\?$"):
+        store.resolve(ref("pirate"))
+    monkeypatch.setattr("taskvectors.store.names.MAX_LOOKED_AT", 0)
+    with pytest.raises(VectorNotFound, match=r"no task vector 'pirate'$"):
+        store.resolve(ref("pirate"))

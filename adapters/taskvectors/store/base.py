@@ -70,8 +70,12 @@ class Store(Protocol):
         """The file that a reference names now; raises VectorNotFound, which suggests names."""
         ...
 
+    def entry(self, reference: Reference) -> Entry:
+        """What a name stands for now; raises VectorNotFound, InvalidReference for a bare digest."""
+        ...
+
     def entries(self) -> list[Entry]:
-        """Every version of every name, sorted."""
+        """Every version of every name that can be read, sorted."""
         ...
 
     def remove(self, reference: Reference) -> None:

@@ -6,6 +6,7 @@ blobs holds the lock file.
 
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import time
@@ -20,6 +21,7 @@ from taskvectors.errors import (
     ChecksumMismatch,
     InvalidFile,
     InvalidReference,
+    UnreadableName,
     VectorInUse,
     VectorNotFound,
 )
@@ -28,6 +30,8 @@ from taskvectors.spec import Reference
 from taskvectors.store.base import Entry, Resolved
 from taskvectors.store.headers import HeaderCache
 from taskvectors.store.names import Names
+
+log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 _CHUNK = 1 << 20
@@ -97,30 +101,48 @@ class DirectoryStore:
             return self._assign(reference, _key(digest))
 
     def resolve(self, reference: Reference) -> Resolved:
-        """Raises VectorNotFound."""
+        """Raises VectorNotFound, UnreadableName."""
         if reference.path is None:
             self.path(str(reference.digest))
             return Resolved(None, None, str(reference.digest))
-        entry = self._entry(reference)
-        self.path(entry.digest)
+        entry = self.entry(reference)
         return Resolved(entry.name, entry.version, entry.digest)
 
+    def entry(self, reference: Reference) -> Entry:
+        """Reads one record; raises VectorNotFound, UnreadableName, InvalidReference."""
+        entry = self._entry(reference)
+        self.path(entry.digest)
+        return entry
+
     def entries(self) -> list[Entry]:
-        """Sorted by name, then version."""
+        """Sorted by name, then version; what cannot be read is left out with a warning."""
         found = [entry for record in self._names.records() for entry in record.versions]
         return sorted(found, key=lambda entry: (entry.name, entry.version))
 
     def remove(self, reference: Reference) -> None:
-        """Raises VectorNotFound, VectorInUse."""
+        """Raises VectorNotFound, VectorInUse, UnreadableName.
+
+        While a record cannot be read it may stand for any file, so no file is dropped.
+        """
         with self._locked():
             if reference.path is None:
-                gone = [self._unnamed(str(reference.digest))]
+                self._names.check()
+                self._drop([self._unnamed(str(reference.digest))])
+                return
+            gone = self._forget(reference)
+            try:
+                self._names.check()
+            except UnreadableName as error:
+                log.warning("the files of %s are kept: %s", reference, error)
             else:
-                gone = self._forget(reference)
-            used = {entry.digest for entry in self.entries()}
-            for digest in gone:
-                if digest not in used:
-                    self._blob(digest).unlink(missing_ok=True)
+                self._drop(gone)
+
+    def _drop(self, digests: list[str]) -> None:
+        """Under the lock: delete the files that no name stands for."""
+        used = {entry.digest for entry in self.entries()}
+        for digest in digests:
+            if digest not in used:
+                self._blob(digest).unlink(missing_ok=True)
 
     def _forget(self, reference: Reference) -> list[str]:
         """Take versions out of a record; return their digests."""
