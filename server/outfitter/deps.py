@@ -114,8 +114,8 @@ class Gateway:
 
     async def plan(self, requested: Sequence[RequestedVector] | None) -> Plan:
         """Decide how a request is served; reads the store in a thread."""
-        fingerprint = self.ready_base().fingerprint
-        decide = partial(plan, requested, self.vectors.resolve, fingerprint)
+        base = self.ready_base()
+        decide = partial(plan, requested, self.vectors.resolve, base.fingerprint, base.modules)
         return await asyncio.to_thread(decide) if requested else decide()
 
 

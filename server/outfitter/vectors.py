@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from outfitter.control.resolve import ResolvedVector
+from outfitter.control.selection import Modules
 from taskvectors.errors import InvalidFile, VectorNotFound
 from taskvectors.format import FileHeader, validate_file
 from taskvectors.spec import Reference
@@ -23,6 +24,11 @@ class Base:
 
     fingerprint: str
     shapes: dict[str, tuple[int, ...]]
+
+    @functools.cached_property
+    def modules(self) -> Modules:
+        """What the layers and modules of a request can name."""
+        return Modules(self.shapes)
 
 
 @dataclass(frozen=True)

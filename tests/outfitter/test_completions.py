@@ -150,6 +150,18 @@ def test_the_openai_client_streams_a_loadout(gateway: Running, digests: list[str
         ({"task_vectors": "json"}, 400, "invalid_loadout", "task_vectors"),
         ({"task_vectors": {"a b": 1}}, 400, "invalid_reference", "task_vectors"),
         ({"task_vectors": {"json@9": 1}}, 404, "task_vector_not_found", "task_vectors"),
+        (
+            {"task_vectors": [{"name": "json", "modules": ["mpl.*"]}]},
+            400,
+            "invalid_loadout",
+            "task_vectors",
+        ),
+        (
+            {"task_vectors": [{"name": "json", "layers": ["400"]}]},
+            400,
+            "invalid_loadout",
+            "task_vectors",
+        ),
         ({"task_vectors": [{"nam": "json"}]}, 400, "invalid_loadout", "task_vectors"),
         (
             {"task_vectors": {"vectors": {"json": 1}, "method": "stir"}},

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from outfitter.control.selection import Modules
 from outfitter.errors import ApiError
-from taskvectors.errors import BaseMismatch
+from taskvectors.errors import BaseMismatch, InvalidLoadout
 from taskvectors.spec import (
     Loadout,
     LoadoutItem,
@@ -85,13 +86,19 @@ def plan(
     requested: Sequence[RequestedVector] | None,
     resolve: Callable[[Reference], ResolvedVector],
     base_fingerprint: str,
+    modules: Modules,
 ) -> Plan:
-    """Resolve every reference once, and build the loadout; raises TaskVectorError."""
+    """Resolve every reference once, and build the loadout; raises TaskVectorError.
+
+    base_fingerprint, modules: of the base that is served.
+    """
     if requested is None:
         return Plan(Loadout(()), None)
     found = [(vector, resolve(vector.reference)) for vector in requested]
     for vector, resolved in found:
         _check_base(vector.reference, resolved, base_fingerprint)
+        if problem := modules.problem(vector.selection):
+            raise InvalidLoadout(f"task vector {str(vector.reference)!r}: {problem}")
     loadout = Loadout.build([LoadoutItem(r.digest, v.weight, v.selection) for v, r in found])
     label = "base" if loadout.is_base else f"sha256:{loadout.digest}"
     vectors = [_describe(vector, resolved) for vector, resolved in found]
