@@ -1,5 +1,6 @@
 """What a client is told when something goes wrong: OpenAI's error body, from one table."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -8,6 +9,9 @@ from taskvectors import errors as tv
 INVALID_REQUEST = "invalid_request_error"
 RATE_LIMIT = "rate_limit_error"
 SERVER_ERROR = "server_error"
+
+MAX_MESSAGE = 1000
+_LONG_QUOTE = re.compile(r"""'[^']{201,}'|"[^"]{201,}\"""")
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,14 @@ def from_task_vector_error(error: tv.TaskVectorError, param: str | None = None) 
     """Translate a library error by the table, most specific class first."""
     kind = next(TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
     headers = {"retry-after": "1"} if kind.status in (429, 503) else {}
-    return ApiError(kind.status, str(error), kind.code, param, kind.type, headers)
+    return ApiError(kind.status, shorten(str(error)), kind.code, param, kind.type, headers)
+
+
+def shorten(text: str) -> str:
+    """`text` with at most 200 characters in each pair of quotes, and at most 1000 in all."""
+    start = text[: 2**16]  # megabytes would take seconds
+    text = _LONG_QUOTE.sub(lambda match: f"{match[0][:201]}…{match[0][0]}", start)
+    return text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 1]}…"
 
 
 def unavailable(reason: str, code: str = "engine_unavailable", retry_after: int = 5) -> ApiError:

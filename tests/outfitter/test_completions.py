@@ -297,3 +297,36 @@ def test_the_base_is_the_only_model(gateway: Running, client: httpx.Client) -> N
     missing = client.get("/v1/models/tv:0")
     assert missing.status_code == 404
     assert error_of(missing)["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": "m" * 30000},
+        {"x" * 30000: 1},
+        {"task_vectors": {"n" * 30000: 1}},
+        {"task_vectors": {"n" * 30000: 99}},
+        {"task_vectors": [{"name": "n" * 30000}]},
+        {"task_vectors": [{"name": "json", "x" * 30000: 1}]},
+        {"task_vectors": [{"name": "json", "layers": ["x" * 30000]}]},
+        {"task_vectors": [{"name": "json", "modules": {"x" * 30000: 1}}]},
+        {"task_vectors": [{"name": "json", "modules": {"x" * 30000: 99}}]},
+        {"task_vectors": {"vectors": [], "method": "x" * 30000}},
+        {"task_vectors": {"json@" + "x" * 30000: 1}},
+    ],
+)
+def test_an_error_does_not_repeat_a_long_text(client: httpx.Client, fields: dict) -> None:
+    """At most 200 characters of a name come back."""
+    response = client.post("/v1/completions", json={"model": "base-model", "prompt": "x", **fields})
+    assert 400 <= response.status_code < 500
+    assert all(letter * 201 not in response.text for letter in "mnx")
+    assert len(response.text) < 1500
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize("path", ["models", "task_vectors", "nowhere"])
+def test_an_error_does_not_repeat_a_long_path(client: httpx.Client, method: str, path: str) -> None:
+    """The same for what stands in the address."""
+    response = client.request(method, f"/v1/{path}/{'n' * 5000}")
+    assert 400 <= response.status_code < 500
+    assert "n" * 201 not in response.text

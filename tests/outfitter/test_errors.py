@@ -49,3 +49,15 @@ def test_the_type_follows_the_status() -> None:
         "server_error",
         "server_error",
     ]
+
+
+def test_what_a_client_sent_is_echoed_in_part() -> None:
+    """A long name is cut, what to do about it stays; the whole has a limit, too."""
+    for quote in "'\"":
+        text = f"no {quote}{'x' * 5000}{quote}; did you mean {quote}y{quote}?"
+        cut = f"no {quote}{'x' * 200}…{quote}; did you mean {quote}y{quote}?"
+        assert from_task_vector_error(errors.VectorNotFound(text)).message == cut
+    assert len(from_task_vector_error(errors.VectorNotFound("' \"" * 5000)).message) <= 1000
+    assert len(from_task_vector_error(errors.VectorNotFound("z" * 5000)).message) == 1000
+    exact = f"no '{'x' * 200}'"
+    assert from_task_vector_error(errors.VectorNotFound(exact)).message == exact
