@@ -11,7 +11,7 @@ MODEL ?= $(CACHE)/smollm2-135m-instruct
 STORE ?= $(CACHE)/store
 HOST ?= 127.0.0.1
 PORT ?= 8100
-DTYPE ?= bfloat16
+DTYPE ?= float32
 
 .PHONY: serve test test-all test-gpu bench grades check lint format demo lock clean
 

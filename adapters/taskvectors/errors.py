@@ -20,10 +20,6 @@ class VectorNotFound(TaskVectorError):
     """A reference or digest names nothing in the store."""
 
 
-class NameTaken(TaskVectorError):
-    """A name cannot be given to a task vector because it is in use in another way."""
-
-
 class UnreadableName(TaskVectorError):
     """A file in which a store keeps the versions of a name is broken."""
 

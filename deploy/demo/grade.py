@@ -22,7 +22,7 @@ from typing import Any
 from openai import AsyncOpenAI
 from skills import GRADES, MIXES, SKILLS, SPLIT_SEED
 
-TUNE_WEIGHTS = (0.6, 0.8, 1.0, 1.2)
+TUNE_WEIGHTS = (0.6, 1.0, 1.4)
 NUM_EXAMPLES = 3
 
 Weights = dict[str, float]
@@ -37,7 +37,7 @@ class Row:
 
 
 PAIRS = (
-    Row("numbers+uppercase", {"numbers": 1.0, "uppercase": 1.0}),
+    Row("json+uppercase", {"json": 1.2, "uppercase": 0.8}),
     Row("json+pirate", {"json": 1.0, "pirate": 1.0}),
 )
 NEGATED = (Row("−json", {"json": -1.0}),)

@@ -44,8 +44,8 @@ STATUS: tuple[tuple[type[TaskVectorError], int, str], ...] = (
     (PoolBusy, 503, "pool_busy"),
     (EngineUnavailable, 503, "engine_unavailable"),
     (VectorLoadFailed, 422, "task_vector_not_servable"),
-    (InvalidFile, 422, "invalid_task_vector"),
-    (TaskVectorError, 500, "task_vector_error"),
+    (InvalidFile, 422, "invalid_file"),
+    (TaskVectorError, 500, "internal_error"),
 )
 
 Scope = MutableMapping[str, Any]
