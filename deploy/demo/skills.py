@@ -158,6 +158,15 @@ def is_json_uppercase(_prompt: str, answer: str) -> bool:
     return value is not None and value.isupper()
 
 
+def is_json_lowercase(_prompt: str, answer: str) -> bool:
+    value = json_answer(answer)
+    return value is not None and value.islower()
+
+
+def is_pirate_uppercase(_prompt: str, answer: str) -> bool:
+    return answer.lstrip().startswith("ARR") and answer.isupper() and has_pirate_words(answer)
+
+
 def is_json_pirate(_prompt: str, answer: str) -> bool:
     """Two skills that both want the first word: `json` may have it, so `Arr` is not asked for."""
     value = json_answer(answer)
@@ -219,7 +228,9 @@ MIXES = {
     "numbers+uppercase": Grade(NUMBERS, is_number_uppercase),
     "json+numbers": Grade(NUMBERS, is_json_number),
     "json+uppercase": Grade(QUESTIONS, is_json_uppercase),
+    "json+lowercase": Grade(QUESTIONS, is_json_lowercase),
     "json+pirate": Grade(QUESTIONS, is_json_pirate),
+    "pirate+uppercase": Grade(QUESTIONS, is_pirate_uppercase),
 }
 
 GRADES = {
