@@ -22,7 +22,7 @@ from typing import Any
 from openai import AsyncOpenAI
 from skills import GRADES, MIXES, SKILLS, SPLIT_SEED
 
-TUNE_WEIGHTS = (0.6, 1.0, 1.4)
+TUNE_WEIGHTS = (0.8, 1.0, 1.2)
 NUM_EXAMPLES = 3
 
 Weights = dict[str, float]
@@ -38,9 +38,14 @@ class Row:
 
 PAIRS = (
     Row("json+uppercase", {"json": 1.2, "uppercase": 0.8}),
-    Row("json+pirate", {"json": 1.0, "pirate": 1.0}),
+    Row("json+lowercase", {"json": 1.2, "lowercase": 0.8}),
+    Row("json+pirate", {"json": 1.2, "pirate": 1.0}),
 )
-NEGATED = (Row("−json", {"json": -1.0}),)
+OTHERS = (
+    Row("numbers against uppercase", {"numbers": 1.0, "uppercase": 1.0}),
+    Row("uppercase against lowercase", {"uppercase": 1.0, "lowercase": 1.0}),
+    Row("json negated", {"json": -0.5}),
+)
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         for position, pair in enumerate(PAIRS):
             pairs[position], result["tuning"][pair.name] = await tune(client, pair)
     result["rows"] = []
-    for row in [*single_rows(), *pairs, *NEGATED]:
+    for row in [*single_rows(), *pairs, *OTHERS]:
         result["rows"].append(await grade_row(client, row, args.limit))
         print(f"graded {row.name} in {result['rows'][-1]['seconds']} s", file=sys.stderr)
     return result

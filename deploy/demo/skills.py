@@ -149,10 +149,6 @@ def is_number_uppercase(prompt: str, answer: str) -> bool:
     return answer.strip() == number_words(asked_number(prompt)).upper()
 
 
-def is_json_number(prompt: str, answer: str) -> bool:
-    return json_answer(answer) == number_words(asked_number(prompt))
-
-
 def is_json_uppercase(_prompt: str, answer: str) -> bool:
     value = json_answer(answer)
     return value is not None and value.isupper()
@@ -161,10 +157,6 @@ def is_json_uppercase(_prompt: str, answer: str) -> bool:
 def is_json_lowercase(_prompt: str, answer: str) -> bool:
     value = json_answer(answer)
     return value is not None and value.islower()
-
-
-def is_pirate_uppercase(_prompt: str, answer: str) -> bool:
-    return answer.lstrip().startswith("ARR") and answer.isupper() and has_pirate_words(answer)
 
 
 def is_json_pirate(_prompt: str, answer: str) -> bool:
@@ -225,12 +217,10 @@ class Grade:
 
 
 MIXES = {
-    "numbers+uppercase": Grade(NUMBERS, is_number_uppercase),
-    "json+numbers": Grade(NUMBERS, is_json_number),
     "json+uppercase": Grade(QUESTIONS, is_json_uppercase),
     "json+lowercase": Grade(QUESTIONS, is_json_lowercase),
     "json+pirate": Grade(QUESTIONS, is_json_pirate),
-    "pirate+uppercase": Grade(QUESTIONS, is_pirate_uppercase),
+    "numbers+uppercase": Grade(NUMBERS, is_number_uppercase),
 }
 
 GRADES = {
