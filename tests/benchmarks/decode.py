@@ -92,7 +92,7 @@ def _engine_arguments(options: argparse.Namespace) -> dict[str, object]:
 def _shapes(options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
     """Parameter shapes; of a model without weights, from its config."""
     if not options.dummy:
-        return Checkpoint.open(options.model).shapes()
+        return dict(Checkpoint.open(options.model).shapes)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
