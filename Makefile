@@ -34,13 +34,13 @@ test-gpu:
 	python3 -m pytest tests/gpu -m gpu
 
 bench: $(VENV)/.test $(MODEL)/config.json
-	for dtype in float32 bfloat16; do $(BIN)/python -m tests.benchmarks.decode --model $(MODEL) \
+	for dtype in float32; do $(BIN)/python -m tests.benchmarks.decode --model $(MODEL) \
 	  --dtype $$dtype -o tests/benchmarks/results/decode_cpu_$$dtype.json || exit 1; done
 
 # Wants `make serve` in another terminal.
 grades: $(VENV)/.test
 	$(BIN)/python deploy/demo/grade.py --url http://$(HOST):$(PORT) --model smollm2-135m-instruct \
-	  -o tests/benchmarks/results/skills.json --tune
+	  -o tests/benchmarks/results/skills.json
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

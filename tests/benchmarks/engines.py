@@ -68,6 +68,8 @@ class Engine:
         self._spec = spec
 
     def __enter__(self) -> "Engine":
+        # One thread, as vLLM's own CPU worker has on two cores; read when a child imports torch.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(self._spec, theirs))
