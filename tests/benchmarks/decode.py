@@ -50,7 +50,7 @@ def main() -> None:
         engines = {spec.kind: stack.enter_context(Engine(spec)) for spec in specs}
         seconds = {batch: _measure(engines, scenarios, batch, options) for batch in options.batch}
     result = {
-        "command": " ".join(sys.argv),
+        "command": _command(),
         "seed": SEED,
         "what": "median seconds of a decode step; ratios are plain / scenario within a round",
         "dtype": options.dtype,
@@ -62,6 +62,12 @@ def main() -> None:
     }
     write_result(options.output, result)
     _print(result["batches"])
+
+
+def _command() -> str:
+    """The command line as anyone would type it: no path of this machine."""
+    arguments = " ".join(sys.argv[1:]).replace(str(Path.home()), "~")
+    return f"python -m tests.benchmarks.decode {arguments}"
 
 
 def _parse() -> argparse.Namespace:

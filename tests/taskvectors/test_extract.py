@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from taskvectors.checkpoint import Checkpoint, fingerprint
 from taskvectors.errors import IncompatibleCheckpoints, NonFiniteValue
@@ -17,21 +17,13 @@ from taskvectors.extract.sparsify import top_k
 from taskvectors.format import read_vector, validate_file
 from taskvectors.vector import DenseDelta, SparseDelta
 from tests.taskvectors.making import BF16, save_checkpoint
+from tests.taskvectors.tiny_llama import tiny_config
 
 
 def tiny_llama(folder: Path, *, tied: bool, dtype: torch.dtype) -> tuple[Path, Path]:
     """A random Llama of two layers and a fine-tuned copy of it."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=48,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=tied,
-    )
-    model = LlamaForCausalLM(config).to(dtype)
+    model = LlamaForCausalLM(tiny_config(tied=tied)).to(dtype)
     model.save_pretrained(folder / "base")
     with torch.no_grad():
         for parameter in model.parameters():

@@ -10,12 +10,13 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from taskvectors.checkpoint import Checkpoint, fingerprint
 from taskvectors.errors import BaseMismatch, InvalidCheckpoint, UnsupportedAdapter
 from taskvectors.format import import_lora, read_header, read_vector
 from taskvectors.vector import LowRankDelta
+from tests.taskvectors.tiny_llama import tiny_config
 
 Q = "self_attn.q_proj"
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -23,17 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
 def llama(*, tied: bool = False) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=48,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            tie_word_embeddings=tied,
-        )
-    )
+    return LlamaForCausalLM(tiny_config(tied=tied))
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from taskvectors.errors import (
-    BaseMismatch,
     EngineUnavailable,
     PoolBusy,
     TaskVectorError,
     VectorLoadFailed,
 )
 from taskvectors.footprint import resident_bytes
-from taskvectors.format import FileHeader
+from taskvectors.format import check_against_base
 from taskvectors.spec import Loadout
 from taskvectors.store import DirectoryStore
 from taskvectors.vllm_plugin.config import PluginConfig
@@ -52,10 +51,11 @@ class Loading:
 
 @dataclass(frozen=True)
 class Held:
-    """A reservation, and the order to the worker that it made necessary."""
+    """A reservation, the order to the worker that it made necessary, and what it waits for."""
 
     reservation: Reservation
     order: asyncio.Future[None] | None
+    loads: tuple[Loading, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,12 +114,10 @@ class Admission:
 
     def _footprint(self, digest: str) -> int:
         try:
-            header: FileHeader = self._store.header(digest)
+            header = self._store.header(digest)
         except OSError as error:
             raise VectorLoadFailed(f"task vector sha256:{digest} cannot be read") from error
-        theirs, ours = header.base.fingerprint, self._config.base_fingerprint
-        if None not in (theirs, ours) and theirs != ours:
-            raise BaseMismatch(f"task vector sha256:{digest} belongs to base {theirs}, not {ours}")
+        check_against_base(header, None, self._config.base_fingerprint)
         return resident_bytes(header, *self._widths)
 
     async def _reserve(self, needs: Mapping[str, int]) -> Held:
@@ -171,7 +169,9 @@ class Admission:
             )
             if self._poller is None or self._poller.done():
                 self._poller = loop.create_task(self._poll())
-        return Held(reservation, order)
+        digests = [entry.digest for entry in reservation.entries]
+        loads = [self._loading[digest] for digest in digests if digest in self._loading]
+        return Held(reservation, order, tuple(loads))
 
     def _release(self, held: Held) -> None:
         self._ledger.release(held.reservation)
@@ -196,14 +196,12 @@ class Admission:
         self._serve_queue()
 
     async def _make_ready(self, held: Held) -> None:
-        loads = [self._loading.get(entry.digest) for entry in held.reservation.entries]
         try:
             async with asyncio.timeout(self._config.admission_timeout_s):
                 if held.order is not None:
                     await asyncio.shield(held.order)
-                for load in loads:
-                    if load is not None:
-                        await asyncio.shield(load.done)
+                for load in held.loads:
+                    await asyncio.shield(load.done)
         except TimeoutError:
             seconds = self._config.admission_timeout_s
             raise EngineUnavailable(f"a task vector was not loaded in {seconds:g} s") from None
