@@ -2,12 +2,19 @@
 
 from taskvectors.format.header import FileHeader, ParameterSpec, check_against_base
 from taskvectors.format.importers import import_lora
-from taskvectors.format.reader import file_digest, read_header, read_vector, validate_file
+from taskvectors.format.reader import (
+    VectorReader,
+    file_digest,
+    read_header,
+    read_vector,
+    validate_file,
+)
 from taskvectors.format.writer import VectorWriter, write_vector
 
 __all__ = [
     "FileHeader",
     "ParameterSpec",
+    "VectorReader",
     "VectorWriter",
     "check_against_base",
     "file_digest",

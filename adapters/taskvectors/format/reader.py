@@ -35,13 +35,41 @@ def read_vector(path: StrPath, *, expected_digest: str | None = None) -> TaskVec
     With `expected_digest`, the header that the tensors' checksums come from is the very one that
     went into the digest, so a file that changes while it is read cannot slip through.
     """
-    with open_regular(path) as file:
-        container = read_container(file)
-        header = parse_header(container)
-        if expected_digest is not None:
-            _check_digest(file, container.head, expected_digest)
-        parameters = {name: _read_delta(file, header, name) for name in header.parameters}
-    return TaskVector(header.base, parameters, header.metadata)
+    with VectorReader(path, expected_digest=expected_digest) as reader:
+        parameters = {name: reader.delta(name) for name in reader.header.parameters}
+        return TaskVector(reader.header.base, parameters, reader.header.metadata)
+
+
+class VectorReader:
+    """An open task vector file, one parameter in memory at a time. A context manager.
+
+    Opening checks the header, and the digest if one is expected. Raises InvalidFile, OSError.
+    """
+
+    def __init__(self, path: StrPath, *, expected_digest: str | None = None) -> None:
+        self._file = open_regular(path)
+        try:
+            container = read_container(self._file)
+            self.header = parse_header(container)
+            if expected_digest is not None:
+                _check_digest(self._file, container.head, expected_digest)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "VectorReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def delta(self, name: str) -> Delta:
+        """The fully checked delta of one parameter; raises KeyError for no such name."""
+        return _read_delta(self._file, self.header, name)
 
 
 def validate_file(
@@ -54,12 +82,11 @@ def validate_file(
 
     Raises InvalidFile, OSError, and BaseMismatch where the base is given and another.
     """
-    with open_regular(path) as file:
-        header = parse_header(read_container(file))
-        check_against_base(header, base_shapes, base_fingerprint)
-        for name in header.parameters:
-            _read_delta(file, header, name)
-    return header
+    with VectorReader(path) as reader:
+        check_against_base(reader.header, base_shapes, base_fingerprint)
+        for name in reader.header.parameters:
+            reader.delta(name)
+        return reader.header
 
 
 def file_digest(path: StrPath) -> str:
