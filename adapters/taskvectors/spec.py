@@ -4,38 +4,29 @@ A *reference* is how a person names a task vector; a *loadout* is the resolved m
 canonical JSON has one digest per distinct mix. Everything here is pure: no I/O, no torch.
 """
 
-import fnmatch
-import functools
 import hashlib
-import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
 
 from taskvectors.errors import InvalidLoadout, InvalidReference
+from taskvectors.methods import LINEAR, Method, Parameters, find_method
+from taskvectors.selection import (
+    EVERYWHERE,
+    MAX_SELECTORS,
+    Selection,
+    parse_selection,
+    selection_from_json,
+)
+from taskvectors.values import MAX_ECHO, kind_of, parse_weight, reject_unknown
 
 MAX_VECTORS = 16
-MAX_WEIGHT = 16.0
-MAX_SELECTORS = 128
 MAX_GLOBS = 32
-MAX_LAYER = 4095
-MAX_ECHO = 200
-METHODS = ("linear",)
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
-_LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
-_GLOB = re.compile(r"[A-Za-z0-9_.*?-]{1,100}")
-_RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
-
-LayerRange: TypeAlias = tuple[int, int, float]
-"""First layer, last layer (inclusive), factor."""
-
-ModuleFactor: TypeAlias = tuple[str, float]
-"""Glob over module names, factor."""
 
 
 @dataclass(frozen=True)
@@ -90,61 +81,21 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Which parameters a weight applies to, and with which factor.
-
-    `layers`: empty means every parameter; else a parameter outside the listed decoder layers
-    (the embedding, the final norm and the head included) gets factor 0.
-    `modules`: empty means every module; else the first glob that matches the module's full name
-    (`model.layers.3.mlp.down_proj`) or its trailing components (`mlp.*`, `q_proj`) decides.
-    """
-
-    layers: tuple[LayerRange, ...] = ()
-    modules: tuple[ModuleFactor, ...] = ()
-
-    def factor(self, module: str) -> float:
-        """The factor for the parameters of `module`, a name as in the checkpoint."""
-        return self._layer_factor(module) * self._module_factor(module)
-
-    def _layer_factor(self, module: str) -> float:
-        if not self.layers:
-            return 1.0
-        match = _LAYER.search(module)
-        if match is None:
-            return 0.0
-        layer = int(match[1])
-        return next((f for first, last, f in self.layers if first <= layer <= last), 0.0)
-
-    def _module_factor(self, module: str) -> float:
-        if not self.modules:
-            return 1.0
-        return next((f for glob, f in self.modules if _matcher(glob).match(module)), 0.0)
-
-    @property
-    def num_selectors(self) -> int:
-        """Entries of `layers` and `modules` together."""
-        return len(self.layers) + len(self.modules)
-
-    def to_json(self) -> dict[str, object]:
-        """The canonical fields; an empty selection has none."""
-        fields: dict[str, object] = {}
-        if self.layers:
-            fields["layers"] = [list(entry) for entry in self.layers]
-        if self.modules:
-            fields["modules"] = [list(entry) for entry in self.modules]
-        return fields
-
-
-EVERYWHERE = Selection()
-
-
-@dataclass(frozen=True)
 class RequestedVector:
     """One entry of a request's `task_vectors`, not resolved yet."""
 
     reference: Reference
     weight: float
     selection: Selection = EVERYWHERE
+
+
+@dataclass(frozen=True)
+class RequestedLoadout:
+    """A request's `task_vectors`, not resolved yet. parameters: complete, sorted by name."""
+
+    vectors: tuple[RequestedVector, ...] = ()
+    method: str = LINEAR.name
+    parameters: Parameters = ()
 
 
 @dataclass(frozen=True)
@@ -158,32 +109,48 @@ class LoadoutItem:
 
 @dataclass(frozen=True)
 class Loadout:
-    """A resolved mix of task vectors in canonical order. Equal mixes are equal objects."""
+    """A resolved mix of task vectors in canonical order. Equal mixes are equal objects.
+
+    parameters: of the method, complete and sorted by name.
+    """
 
     items: tuple[LoadoutItem, ...]
+    method: str = LINEAR.name
+    parameters: Parameters = ()
 
     @classmethod
-    def build(cls, items: Sequence[LoadoutItem]) -> "Loadout":
-        """Merge duplicates, drop zero weights, and sort; raises InvalidLoadout."""
-        weights: dict[tuple[str, Selection], float] = {}
-        for item in items:
-            key = (item.digest, item.selection)
-            weights[key] = weights.get(key, 0.0) + item.weight
-        kept = [LoadoutItem(d, _weight(w, "weight"), s) for (d, s), w in weights.items() if w != 0]
-        return cls(tuple(sorted(kept, key=lambda i: (i.digest, repr(i.selection)))))
+    def build(
+        cls,
+        items: Sequence[LoadoutItem],
+        method: str = LINEAR.name,
+        parameters: Mapping[str, object] | Parameters = (),
+    ) -> "Loadout":
+        """The canonical form of a mix; raises InvalidLoadout.
+
+        In a linear one duplicates are added up and zero weights dropped; other methods count
+        vectors, so there they stay. Without any vector every method is the base.
+        """
+        found = find_method(method)
+        complete = found.parse(dict(parameters))
+        if found is LINEAR:
+            return cls(_canonical_order(_summed(items)))
+        found.check_vectors([item.weight for item in items])
+        _check_vector_parameters(found, dict(complete), items)
+        return cls(_canonical_order(items), method, complete) if items else cls(())
 
     @classmethod
     def from_canonical(cls, text: str) -> "Loadout":
         """The inverse of `canonical`; raises InvalidLoadout for anything else."""
         try:
             fields = json.loads(text)
-            vectors = [_item_from_json(vector) for vector in fields["vectors"]]
+            items = [_item_from_json(vector) for vector in fields["vectors"]]
+            method, parameters = fields["method"], dict(fields.get("parameters", {}))
         except (ValueError, TypeError, KeyError) as error:
             raise InvalidLoadout(f"not a canonical loadout: {error!r}") from error
-        loadout = cls.build(vectors)
+        _check_size(len(items), [item.selection for item in items])
+        loadout = cls.build(items, method, parameters)
         if loadout.canonical != text:
             raise InvalidLoadout("not a canonical loadout: it does not reproduce its own text")
-        _check_size(len(vectors), [vector.selection for vector in vectors])
         return loadout
 
     @cached_property
@@ -192,7 +159,9 @@ class Loadout:
         vectors = [
             {"digest": i.digest, "weight": i.weight, **i.selection.to_json()} for i in self.items
         ]
-        fields = {"method": "linear", "vectors": vectors}
+        fields: dict[str, object] = {"method": self.method, "vectors": vectors}
+        if self.parameters:
+            fields["parameters"] = dict(self.parameters)
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @cached_property
@@ -207,7 +176,7 @@ class Loadout:
 
     @property
     def digests(self) -> frozenset[str]:
-        """The digests of the task vectors that must be resident."""
+        """The digests of the task vectors that it is made of."""
         return frozenset(item.digest for item in self.items)
 
     @property
@@ -215,36 +184,63 @@ class Loadout:
         """True when nothing is added to the base."""
         return not self.items
 
+    @property
+    def is_linear(self) -> bool:
+        """True when it is computed per request; others are composed once."""
+        return self.method == LINEAR.name
 
-def parse_task_vectors(value: object) -> list[RequestedVector]:
+
+def parse_task_vectors(value: object) -> RequestedLoadout:
     """Read the `task_vectors` field of a request, in any of its forms.
 
     Forms: `{"json": 0.8}`; `[{"name": "json", "weight": 0.8, "layers": …, "modules": …}]`;
-    `{"vectors": <either form>, "method": "linear"}`. Raises InvalidLoadout, InvalidReference.
+    `{"vectors": <either form>, "method": "ties", "density": 0.2, …}`. Raises InvalidLoadout,
+    InvalidReference.
     """
+    method, fields = LINEAR, {}
     if isinstance(value, Mapping) and isinstance(value.get("vectors"), (list, Mapping)):
-        _reject_unknown(value, {"vectors", "method"}, "task_vectors")
-        method = value.get("method", "linear")
-        if method not in METHODS:
-            name = str(method)[:MAX_ECHO]
-            raise InvalidLoadout(f"unsupported method {name!r}; choose {', '.join(METHODS)}")
+        method = find_method(value.get("method", LINEAR.name))
+        fields = {key: v for key, v in value.items() if key not in ("vectors", "method")}
         value = value["vectors"]
     if not isinstance(value, (list, Mapping)):
         raise InvalidLoadout(
-            f"task_vectors must be an object of name → weight or a list, not {_kind(value)}"
+            f"task_vectors must be an object of name → weight or a list, not {kind_of(value)}"
         )
+    parameters = method.parse(fields)
     _check_size(len(value), ())
-    if isinstance(value, Mapping):
-        return [_parse_pair(str(name), weight) for name, weight in value.items()]
-    vectors = [_parse_entry(entry, position) for position, entry in enumerate(value)]
+    vectors = (
+        [_parse_pair(str(name), weight) for name, weight in value.items()]
+        if isinstance(value, Mapping)
+        else [_parse_entry(entry, position) for position, entry in enumerate(value)]
+    )
     _check_size(len(vectors), [vector.selection for vector in vectors])
-    return vectors
+    method.check_vectors([vector.weight for vector in vectors])
+    return RequestedLoadout(tuple(vectors), method.name, parameters)
 
 
-def layer_of(module: str) -> int | None:
-    """The decoder layer in a module or parameter name; None outside the layers."""
-    match = _LAYER.search(module)
-    return int(match[1]) if match else None
+def _summed(items: Sequence[LoadoutItem]) -> list[LoadoutItem]:
+    weights: dict[tuple[str, Selection], float] = {}
+    for item in items:
+        key = (item.digest, item.selection)
+        weights[key] = weights.get(key, 0.0) + item.weight
+    summed = ((d, parse_weight(w, "weight"), s) for (d, s), w in weights.items())
+    return [LoadoutItem(d, w, s) for d, w, s in summed if w != 0]
+
+
+def _canonical_order(items: Sequence[LoadoutItem]) -> tuple[LoadoutItem, ...]:
+    return tuple(sorted(items, key=lambda i: (i.digest, repr(i.selection), i.weight)))
+
+
+def _check_vector_parameters(
+    method: Method, values: Mapping[str, object], items: Sequence[LoadoutItem]
+) -> None:
+    """Raise InvalidLoadout unless a parameter that names a vector names one of these."""
+    for parameter in method.parameters:
+        value = values[parameter.name]
+        if parameter.is_vector and value is not None and value not in {i.digest for i in items}:
+            raise InvalidLoadout(
+                f"{parameter.name} must be one of the loadout's vectors, not {value!r}"
+            )
 
 
 def _check_size(num_vectors: int, selections: Sequence[Selection]) -> None:
@@ -262,108 +258,24 @@ def _check_size(num_vectors: int, selections: Sequence[Selection]) -> None:
 
 def _parse_pair(name: str, weight: object) -> RequestedVector:
     where = f"weight of {name[:MAX_ECHO]!r}"
-    return RequestedVector(Reference.parse(name), _weight(weight, where))
+    return RequestedVector(Reference.parse(name), parse_weight(weight, where))
 
 
 def _parse_entry(entry: object, position: int) -> RequestedVector:
     where = f"task_vectors[{position}]"
     if not isinstance(entry, Mapping):
-        raise InvalidLoadout(f"{where} must be an object with a name, not {_kind(entry)}")
-    _reject_unknown(entry, {"name", "weight", "layers", "modules"}, where)
+        raise InvalidLoadout(f"{where} must be an object with a name, not {kind_of(entry)}")
+    reject_unknown(entry, {"name", "weight", "layers", "modules"}, where)
     name = entry.get("name")
     if not isinstance(name, str):
-        raise InvalidLoadout(f"{where}.name must be a string, not {_kind(name)}")
-    selection = Selection(
-        _parse_layers(entry.get("layers"), where), _parse_modules(entry.get("modules"), where)
-    )
-    weight = _weight(entry.get("weight", 1.0), f"{where}.weight")
-    return RequestedVector(Reference.parse(name), weight, selection)
-
-
-def _parse_layers(value: object, where: str) -> tuple[LayerRange, ...]:
-    pairs = _selector_pairs(value, f"{where}.layers")
-    ranges = sorted(_layer_range(key, factor, f"{where}.layers") for key, factor in pairs)
-    for (_, last, _), (first, _, _) in itertools.pairwise(ranges):
-        if first <= last:
-            raise InvalidLoadout(f"{where}.layers names layer {first} twice")
-    return tuple(ranges)
-
-
-def _parse_modules(value: object, where: str) -> tuple[ModuleFactor, ...]:
-    pairs = _selector_pairs(value, f"{where}.modules")
-    for glob, _ in pairs:
-        if not isinstance(glob, str) or not _GLOB.fullmatch(glob):
-            raise InvalidLoadout(
-                f"{where}.modules takes globs such as 'mlp.*' of at most 100 letters, digits and"
-                f" _.*?-, not {str(glob)[:MAX_ECHO]!r}"
-            )
-    return tuple((str(glob), factor) for glob, factor in pairs)
-
-
-def _selector_pairs(value: object, where: str) -> list[tuple[object, float]]:
-    if value is None:
-        return []
-    if isinstance(value, Mapping):
-        pairs = [(key, _weight(factor, f"a factor in {where}")) for key, factor in value.items()]
-    elif isinstance(value, list):
-        pairs = [(key, 1.0) for key in value]
-    else:
-        raise InvalidLoadout(f"{where} must be a list or an object, not {_kind(value)}")
-    if not 0 < len(pairs) <= MAX_SELECTORS:
-        raise InvalidLoadout(f"{where} must have 1 to {MAX_SELECTORS} entries, not {len(pairs)}")
-    return pairs
-
-
-@functools.lru_cache(1024)
-def _matcher(glob: str) -> re.Pattern[str]:
-    """Matches a module's full name or its trailing components."""
-    return re.compile(r"(?:.*\.)?" + fnmatch.translate(glob))
-
-
-def _layer_range(key: object, factor: float, where: str) -> LayerRange:
-    match = None if isinstance(key, bool) else _RANGE.fullmatch(str(key))
-    if match is not None:
-        first, last = int(match[1]), int(match[2] or match[1])
-        if first <= last <= MAX_LAYER:
-            return first, last, factor
-    raise InvalidLoadout(
-        f"{where} takes layers such as 3 or '0-14' up to {MAX_LAYER}, not {str(key)[:MAX_ECHO]!r}"
-    )
+        raise InvalidLoadout(f"{where}.name must be a string, not {kind_of(name)}")
+    weight = parse_weight(entry.get("weight", 1.0), f"{where}.weight")
+    return RequestedVector(Reference.parse(name), weight, parse_selection(entry, where))
 
 
 def _item_from_json(fields: Mapping[str, object]) -> LoadoutItem:
-    layers = tuple((int(a), int(b), float(f)) for a, b, f in _entries(fields, "layers"))
-    modules = tuple((str(glob), float(f)) for glob, f in _entries(fields, "modules"))
     digest = str(fields["digest"])
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise InvalidLoadout(f"not a digest: {digest!r}")
-    return LoadoutItem(digest, _weight(fields["weight"], "weight"), Selection(layers, modules))
-
-
-def _entries(fields: Mapping[str, object], key: str) -> list[list[Any]]:
-    value = fields.get(key, [])
-    if not isinstance(value, list):
-        raise InvalidLoadout(f"{key} of a canonical loadout must be a list")
-    return value
-
-
-def _weight(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidLoadout(f"{where} must be a number, not {_kind(value)}")
-    if not abs(value) <= MAX_WEIGHT:  # False for NaN, too
-        raise InvalidLoadout(
-            f"{where} must be finite and within ±{MAX_WEIGHT:g}, not {str(value)[:40]}"
-        )
-    return float(value) + 0.0
-
-
-def _reject_unknown(fields: Mapping[str, object], known: set[str], where: str) -> None:
-    if unknown := sorted(str(key) for key in fields.keys() - known):
-        raise InvalidLoadout(
-            f"unknown field {unknown[0]!r} in {where}; choose {', '.join(sorted(known))}"
-        )
-
-
-def _kind(value: object) -> str:
-    names = {"NoneType": "null", "str": "a string", "bool": "a boolean", "list": "a list"}
-    return names.get(type(value).__name__, type(value).__name__)
+    weight = parse_weight(fields["weight"], "weight")
+    return LoadoutItem(digest, weight, selection_from_json(fields))

@@ -18,7 +18,7 @@ from taskvectors.delta import (
     shapes_differ,
 )
 from taskvectors.errors import BaseMismatch
-from taskvectors.spec import Selection, parse_task_vectors
+from taskvectors.selection import Selection, parse_selection
 
 __all__ = [
     "BaseInfo",
@@ -93,8 +93,7 @@ class TaskVector:
 
         Raises InvalidLoadout for a malformed selection.
         """
-        entry = {"name": "self", "layers": layers, "modules": modules}
-        return self.restrict(parse_task_vectors([entry])[0].selection)
+        return self.restrict(parse_selection({"layers": layers, "modules": modules}, "select"))
 
     def restrict(self, selection: Selection) -> "TaskVector":
         """Scale each parameter by the selection's factor; drop it where the factor is 0."""

@@ -23,7 +23,7 @@ from outfitter.errors import unavailable
 from outfitter.vectors import Base, Vectors
 from taskvectors.checkpoint import cached_fingerprint, load_base_shapes
 from taskvectors.errors import TaskVectorError
-from taskvectors.spec import RequestedVector
+from taskvectors.spec import RequestedLoadout
 from taskvectors.store import DirectoryStore
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Gateway:
             raise unavailable(self.reason_not_ready or "", "engine_not_ready")
         return self.base
 
-    async def plan(self, requested: Sequence[RequestedVector] | None) -> Plan:
+    async def plan(self, requested: RequestedLoadout | None) -> Plan:
         """Decide how a request is served; reads the store in a thread."""
         base = self.ready_base()
         decide = partial(plan, requested, self.vectors.resolve, base.fingerprint, base.modules)

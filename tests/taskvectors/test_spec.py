@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskvectors.errors import InvalidLoadout, InvalidReference
+from taskvectors.selection import Selection
 from taskvectors.spec import (
     MAX_VECTORS,
     Loadout,
     LoadoutItem,
     Reference,
-    Selection,
     parse_task_vectors,
 )
 
@@ -62,20 +62,22 @@ def test_the_mapping_and_the_list_form_mean_the_same() -> None:
 
 
 def test_layers_take_numbers_ranges_and_factors() -> None:
-    [vector] = parse_task_vectors([{"name": "x", "layers": {"0-9": 1, "20": 0.5}}])
+    [vector] = parse_task_vectors([{"name": "x", "layers": {"0-9": 1, "20": 0.5}}]).vectors
     factor = vector.selection.factor
     assert factor("model.layers.9.mlp.up_proj") == 1.0
     assert factor("model.layers.20.mlp.up_proj") == 0.5
     assert factor("model.layers.10.mlp.up_proj") == 0.0
     assert factor("model.embed_tokens") == 0.0
-    assert parse_task_vectors([{"name": "x", "layers": [3, "5-6"]}])[0].selection.layers == (
+    assert parse_task_vectors([{"name": "x", "layers": [3, "5-6"]}]).vectors[
+        0
+    ].selection.layers == (
         (3, 3, 1.0),
         (5, 6, 1.0),
     )
 
 
 def test_modules_match_a_full_name_or_its_end() -> None:
-    [vector] = parse_task_vectors([{"name": "x", "modules": {"mlp.*": 0.5, "q_proj": 2}}])
+    [vector] = parse_task_vectors([{"name": "x", "modules": {"mlp.*": 0.5, "q_proj": 2}}]).vectors
     factor = vector.selection.factor
     assert factor("model.layers.0.mlp.up_proj") == 0.5
     assert factor("model.layers.0.self_attn.q_proj") == 2.0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from taskvectors.delta import Array, Delta
 from taskvectors.errors import BaseMismatch, InvalidIndex, InvalidLoadout, InvalidTensor
-from taskvectors.spec import Selection
+from taskvectors.selection import Selection
 from taskvectors.vector import (
     BaseInfo,
     DenseDelta,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from taskvectors.spec import EVERYWHERE, Selection
+from taskvectors.selection import EVERYWHERE, Selection
 from taskvectors.vllm_plugin.deltas import LowRankPack
 
 REMEMBERED_SELECTIONS = 256

@@ -8,10 +8,12 @@ from typing import NoReturn
 from outfitter.control.selection import Modules
 from outfitter.errors import ApiError
 from taskvectors.errors import BaseMismatch, InvalidLoadout
+from taskvectors.methods import find_method
 from taskvectors.spec import (
     Loadout,
     LoadoutItem,
     Reference,
+    RequestedLoadout,
     RequestedVector,
     parse_task_vectors,
 )
@@ -76,14 +78,14 @@ def check_fields(body: Mapping[str, object], known: frozenset[str] | None) -> No
         raise ApiError(400, message, "unknown_parameter", unknown[0][:200])
 
 
-def requested_vectors(body: Mapping[str, object]) -> list[RequestedVector] | None:
+def requested_loadout(body: Mapping[str, object]) -> RequestedLoadout | None:
     """The parsed `task_vectors` field; None when absent or null."""
     value = body.get(TASK_VECTORS)
     return None if value is None else parse_task_vectors(value)
 
 
 def plan(
-    requested: Sequence[RequestedVector] | None,
+    requested: RequestedLoadout | None,
     resolve: Callable[[Reference], ResolvedVector],
     base_fingerprint: str,
     modules: Modules,
@@ -94,15 +96,33 @@ def plan(
     """
     if requested is None:
         return Plan(Loadout(()), None)
-    found = [(vector, resolve(vector.reference)) for vector in requested]
+    found = [(vector, resolve(vector.reference)) for vector in requested.vectors]
     for vector, resolved in found:
         _check_base(vector.reference, resolved, base_fingerprint)
         if problem := modules.problem(vector.selection):
             raise InvalidLoadout(f"task vector {str(vector.reference)!r}: {problem}")
-    loadout = Loadout.build([LoadoutItem(r.digest, v.weight, v.selection) for v, r in found])
-    label = "base" if loadout.is_base else f"sha256:{loadout.digest}"
-    vectors = [_describe(vector, resolved) for vector, resolved in found]
-    return Plan(loadout, {"loadout": label, "method": "linear", "vectors": vectors})
+    items = [LoadoutItem(r.digest, v.weight, v.selection) for v, r in found]
+    parameters = _resolve_parameters(requested, resolve)
+    loadout = Loadout.build(items, requested.method, parameters)
+    fields: dict[str, object] = {
+        "loadout": "base" if loadout.is_base else f"sha256:{loadout.digest}",
+        "method": requested.method,
+        "vectors": [_describe(vector, resolved) for vector, resolved in found],
+    }
+    if requested.parameters:
+        fields["parameters"] = dict(requested.parameters)
+    return Plan(loadout, fields)
+
+
+def _resolve_parameters(
+    requested: RequestedLoadout, resolve: Callable[[Reference], ResolvedVector]
+) -> dict[str, object]:
+    """The parameters as the engine is told them: a vector is named by its digest."""
+    is_vector = {p.name for p in find_method(requested.method).parameters if p.is_vector}
+    return {
+        name: resolve(Reference.parse(str(value))).digest if name in is_vector and value else value
+        for name, value in requested.parameters
+    }
 
 
 def _check_base(reference: Reference, resolved: ResolvedVector, fingerprint: str) -> None:

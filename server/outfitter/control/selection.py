@@ -4,7 +4,7 @@ import difflib
 import functools
 from collections.abc import Iterable
 
-from taskvectors.spec import EVERYWHERE, Selection, layer_of
+from taskvectors.selection import EVERYWHERE, Selection, layer_of
 
 MAX_REMEMBERED = 1024
 MAX_HINTS = 16

@@ -11,7 +11,7 @@ from outfitter.control.resolve import (
     check_fields,
     check_model,
     parse_body,
-    requested_vectors,
+    requested_loadout,
 )
 from outfitter.deps import Gateway, GatewayDep
 from outfitter.engine.rewrite import Identity
@@ -65,7 +65,7 @@ async def _complete(request: Request, gateway: Gateway, path: str, schema: str) 
 
 async def _plan(gateway: Gateway, body: dict[str, object]) -> Plan:
     try:
-        return await gateway.plan(requested_vectors(body))
+        return await gateway.plan(requested_loadout(body))
     except TaskVectorError as error:
         raise from_task_vector_error(error, TASK_VECTORS) from error
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from taskvectors.spec import Selection
+from taskvectors.selection import Selection
 from taskvectors.vllm_plugin.coefficients import CoefficientTable, WeightedColumn
 
 CPU = torch.device("cpu")

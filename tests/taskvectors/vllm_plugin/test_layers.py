@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from taskvectors.errors import BaseMismatch, VectorLoadFailed
-from taskvectors.spec import EVERYWHERE, Selection
+from taskvectors.selection import EVERYWHERE, Selection
 from taskvectors.vector import (
     BaseInfo,
     Delta,
