@@ -1,0 +1,35 @@
+"""From a method's name to the function that merges one parameter. Modules load when needed."""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from taskvectors.delta import Delta, Shape
+from taskvectors.merge.parts import Part
+from taskvectors.merge.sources import Source
+
+Merge: TypeAlias = Callable[[Part], Delta | None]
+
+_MODULES = {
+    "linear": "linear",
+    "ties": "ties",
+}
+"""Of each method: the module in this package whose `merge(part, parameters)` it is.
+
+A module with `prepare(sources, parameters, base_shapes)` looks at the whole model first and
+returns the function itself.
+"""
+
+
+def merger(
+    method: str,
+    parameters: Mapping[str, Any],
+    sources: Sequence[Source],
+    base_shapes: Mapping[str, Shape] | None,
+) -> Merge:
+    """The function that merges one parameter."""
+    module = importlib.import_module(f"taskvectors.merge.{_MODULES[method]}")
+    if hasattr(module, "prepare"):
+        prepared: Merge = module.prepare(sources, parameters, base_shapes)
+        return prepared
+    return lambda part: module.merge(part, parameters)

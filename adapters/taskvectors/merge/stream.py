@@ -1,0 +1,136 @@
+"""Merging vectors parameter by parameter: never more than one parameter of them in memory."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
+from typing import Any, TypeAlias
+
+from taskvectors.checkpoint import Checkpoint
+from taskvectors.delta import Delta, Shape, shapes_differ
+from taskvectors.errors import InvalidLoadout
+from taskvectors.format import VectorWriter
+from taskvectors.merge.parts import Part
+from taskvectors.merge.registry import Merge, merger
+from taskvectors.merge.sources import MemorySource, Source
+from taskvectors.methods import find_method
+from taskvectors.selection import EVERYWHERE, Selection
+from taskvectors.vector import BaseInfo, TaskVector, module_of
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+"""Called with (parameters done, parameters in all, name of the one just done)."""
+
+
+class MergedVector:
+    """The merge of K sources, computed as it is read. `parameters`: of the method, complete.
+
+    weights, selections: [K]. Of a loadout the sources come in its canonical order, so that equal
+    loadouts are equal bytes. base: the base's checkpoint, for the methods that want it.
+    Raises BaseMismatch, InvalidLoadout.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[float],
+        method: str,
+        parameters: Mapping[str, Any],
+        *,
+        selections: Sequence[Selection] | None = None,
+        base: Checkpoint | None = None,
+    ) -> None:
+        if not sources:
+            raise InvalidLoadout("a merge needs at least one task vector")
+        find_method(method).check_vectors(list(weights))
+        self._sources = sources
+        self._weights = weights
+        self._selections = selections or [EVERYWHERE] * len(sources)
+        self._keys = _distinct([source.key for source in sources])
+        self._checkpoint = base
+        self.base: BaseInfo = reduce(BaseInfo.merged, (source.base for source in sources))
+        self.shapes = _shapes(sources)
+        base_shapes = None if base is None else base.shapes
+        self._merge: Merge = merger(method, parameters, sources, base_shapes)
+
+    def delta(self, name: str) -> Delta | None:
+        """The merged delta of one of `shapes`; None where nothing is left."""
+        return self._merge(self._part(name))
+
+    def deltas(self, progress: Progress | None = None) -> Iterator[tuple[str, Delta]]:
+        """Every merged delta, by name."""
+        for done, name in enumerate(sorted(self.shapes), start=1):
+            delta = self.delta(name)
+            if delta is not None:
+                yield name, delta
+            if progress is not None:
+                progress(done, len(self.shapes), name)
+
+    def _part(self, name: str) -> Part:
+        factors = [selection.factor(module_of(name)) for selection in self._selections]
+        taking = [
+            (source.delta(name) if name in source.shapes else None, weight * factor, key)
+            for source, weight, factor, key in zip(
+                self._sources, self._weights, factors, self._keys, strict=True
+            )
+            if factor != 0
+        ]
+        deltas, weights, keys = zip(*taking, strict=True) if taking else ((), (), ())
+        tensor = None if self._checkpoint is None else self._checkpoint.read(name)
+        return Part(name, self.shapes[name], deltas, weights, keys, tensor)
+
+
+def merge_vectors(
+    vectors: Sequence[TaskVector],
+    weights: Sequence[float] | None = None,
+    method: str = "linear",
+    *,
+    base: str | os.PathLike[str] | None = None,
+    **parameters: Any,
+) -> TaskVector:
+    """Merge vectors in memory: `merge_vectors([a, b], [1, 0.5], "ties", density=0.2)`.
+
+    `lambda`, a word of Python, goes in as `**{"lambda": 0.3}`. Raises InvalidLoadout,
+    BaseMismatch.
+    """
+    sources = [MemorySource(str(number), vector) for number, vector in enumerate(vectors)]
+    merged = MergedVector(
+        sources,
+        [1.0] * len(vectors) if weights is None else weights,
+        method,
+        dict(find_method(method).parse(parameters)),
+        base=None if base is None else Checkpoint.open(base),
+    )
+    return TaskVector(merged.base, dict(merged.deltas()))
+
+
+def write_merged(
+    merged: MergedVector,
+    out: str | os.PathLike[str],
+    metadata: Mapping[str, Any],
+    *,
+    value_dtype: str | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """Write the merge as a task vector file; return its digest."""
+    with VectorWriter(out, merged.base, value_dtype=value_dtype) as writer:
+        for name, delta in merged.deltas(progress):
+            writer.add(name, delta)
+        return writer.finish(metadata)
+
+
+def _distinct(keys: Sequence[str]) -> list[str]:
+    """The same vector twice has two keys, so that random drops differ."""
+    seen: dict[str, int] = {}
+    distinct = []
+    for key in keys:
+        seen[key] = seen.get(key, 0) + 1
+        distinct.append(key if seen[key] == 1 else f"{key}#{seen[key]}")
+    return distinct
+
+
+def _shapes(sources: Sequence[Source]) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {}
+    for source in sources:
+        for name, shape in source.shapes.items():
+            if shapes.setdefault(name, shape) != shape:
+                raise shapes_differ(name, shapes[name], shape)
+    return shapes
