@@ -37,13 +37,21 @@ VALUE_NAMES = MappingProxyType({"fp32": "F32", "bf16": "BF16", "fp16": "F16"})
 """What a person says for the dtypes that values of a task vector may have."""
 
 VALUE_DTYPES = frozenset(VALUE_NAMES.values())
+EXACT_DTYPES = VALUE_DTYPES | {"F64"}
+"""What the checkpoints are made of that a task vector is extracted from."""
+
 INDEX_DTYPES = frozenset({"U8", "U16", "U32"})
 
-_EXPONENT = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
+_EXPONENT = {
+    "F64": ("<u8", 0x7FF0000000000000),
+    "F32": ("<u4", 0x7F800000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+}
 
 
 def is_finite(values: Array) -> bool:
-    """True when `values` (F32, F16 or BF16, any shape) holds neither NaN nor infinity."""
+    """True when `values` (F64, F32, F16 or BF16, any shape) holds neither NaN nor infinity."""
     bits, exponent = _EXPONENT[NAMES[values.dtype]]
     view = np.ascontiguousarray(values).view(bits)
     return not bool(((view & exponent) == exponent).any())

@@ -21,10 +21,10 @@ def encode_gaps(index: Array, width: str = "auto") -> Array:
 
     `auto` takes the smallest. Raises InvalidIndex when a gap does not fit the width.
     """
-    gaps = np.diff(index, prepend=np.int64(-1)) - 1
-    largest = int(gaps.max(initial=0))
     if width == "auto":
-        width = _smallest(gaps, largest)
+        width, _ = smallest_gaps(index)
+    gaps = _gaps(index)
+    largest = int(gaps.max(initial=0))
     if width == "u8":
         return _encode_u8(gaps)
     if width not in _LIMITS:
@@ -69,11 +69,18 @@ def _check_count(raw: Array, count: int, name: str) -> None:
         raise InvalidIndex(f"{name} has {gaps} indices for {count} values")
 
 
-def _smallest(gaps: Array, largest: int) -> str:
-    """The width with the fewest bytes; the narrowest among equals."""
+def smallest_gaps(index: Array) -> tuple[str, int]:
+    """The width with the fewest bytes for `index`, the narrowest among equals; and these bytes."""
+    gaps = _gaps(index)
+    largest = int(gaps.max(initial=0))
     sizes = {"u8": len(gaps) + int((gaps // ESCAPE).sum())}
     sizes |= {w: _SIZES[w] * len(gaps) for w, limit in _LIMITS.items() if largest <= limit}
-    return min(sizes, key=sizes.__getitem__)
+    width = min(sizes, key=sizes.__getitem__)
+    return width, sizes[width]
+
+
+def _gaps(index: Array) -> Array:
+    return np.diff(index, prepend=np.int64(-1)) - 1
 
 
 def _encode_u8(gaps: Array) -> Array:

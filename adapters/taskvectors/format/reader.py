@@ -2,21 +2,22 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import BinaryIO
 
 from taskvectors.container import as_array, open_regular, read_bytes, read_container
-from taskvectors.container.dtypes import is_finite
 from taskvectors.delta import Array, Delta, DenseDelta, LowRankDelta, Shape, SparseDelta
-from taskvectors.errors import ChecksumMismatch, NonFiniteValue
+from taskvectors.errors import ChecksumMismatch
+from taskvectors.format.exceptions import Exceptions
 from taskvectors.format.gaps import decode_gaps
 from taskvectors.format.header import (
     FileHeader,
-    ParameterSpec,
     check_against_base,
     parse_header,
-    tensor_names,
 )
+from taskvectors.format.index import decode_index
+from taskvectors.format.parameters import EXCEPTION_PARTS, ParameterSpec
+from taskvectors.format.values import check_finite, decode_values
 from taskvectors.vector import TaskVector
 
 StrPath = str | os.PathLike[str]
@@ -30,7 +31,7 @@ def read_header(path: StrPath) -> FileHeader:
 
 
 def read_vector(path: StrPath, *, expected_digest: str | None = None) -> TaskVector:
-    """The whole vector, fully validated. Raises InvalidFile, OSError.
+    """The whole vector, fully validated, without exceptions. Raises InvalidFile, OSError.
 
     With `expected_digest`, the header that the tensors' checksums come from is the very one that
     went into the digest, so a file that changes while it is read cannot slip through.
@@ -69,7 +70,22 @@ class VectorReader:
 
     def delta(self, name: str) -> Delta:
         """The fully checked delta of one parameter; raises KeyError for no such name."""
-        return _read_delta(self._file, self.header, name)
+        spec = self.header.parameters[name]
+        parts = [part for part in spec.parts if part not in EXCEPTION_PARTS]
+        return _build_delta(name, spec, self._read(name, parts))
+
+    def exceptions(self, name: str) -> Exceptions | None:
+        """The fully checked exceptions of one parameter; raises KeyError for no such name."""
+        spec = self.header.parameters[name]
+        if "exc" not in spec.parts:
+            return None
+        parts = self._read(name, EXCEPTION_PARTS)
+        check_finite(f"{name}.exc", parts["exc"])
+        index = decode_gaps(parts["exc_idx"], spec.num_exceptions, spec.numel, f"{name}.exc_idx")
+        return Exceptions(index, parts["exc"])
+
+    def _read(self, name: str, parts: Iterable[str]) -> dict[str, Array]:
+        return {part: _read_tensor(self._file, self.header, f"{name}.{part}") for part in parts}
 
 
 def validate_file(
@@ -78,7 +94,7 @@ def validate_file(
     base_shapes: Mapping[str, Shape] | None = None,
     base_fingerprint: str | None = None,
 ) -> FileHeader:
-    """Check all that read_vector checks, one parameter in memory at a time.
+    """Check all that read_vector checks and the exceptions, one parameter in memory at a time.
 
     Raises InvalidFile, OSError, and BaseMismatch where the base is given and another.
     """
@@ -86,6 +102,7 @@ def validate_file(
         check_against_base(reader.header, base_shapes, base_fingerprint)
         for name in reader.header.parameters:
             reader.delta(name)
+            reader.exceptions(name)
         return reader.header
 
 
@@ -109,12 +126,6 @@ def _digest_of_rest(file: BinaryIO, head: bytes) -> str:
     return digest.hexdigest()
 
 
-def _read_delta(file: BinaryIO, header: FileHeader, name: str) -> Delta:
-    spec = header.parameters[name]
-    arrays = [_read_tensor(file, header, tensor) for tensor in tensor_names(name, spec.kind)]
-    return _build_delta(name, spec, arrays)
-
-
 def _read_tensor(file: BinaryIO, header: FileHeader, name: str) -> Array:
     info = header.tensors[name]
     data = read_bytes(file, name, info)
@@ -124,13 +135,12 @@ def _read_tensor(file: BinaryIO, header: FileHeader, name: str) -> Array:
     return as_array(data, info)
 
 
-def _build_delta(name: str, spec: ParameterSpec, arrays: list[Array]) -> Delta:
-    values = arrays[1:] if spec.kind == "sparse" else arrays
-    if not all(map(is_finite, values)):
-        raise NonFiniteValue(f"{name} holds a value that is NaN or infinite")
+def _build_delta(name: str, spec: ParameterSpec, parts: Mapping[str, Array]) -> Delta:
     if spec.kind == "sparse":
-        index = decode_gaps(arrays[0], spec.nnz, spec.numel, name)
-        return SparseDelta(spec.shape, index, arrays[1])
+        part = "bits" if spec.index == "bitmap" else "idx"
+        index = decode_index(part, parts[part], spec.nnz, spec.numel, name)
+        return SparseDelta(spec.shape, index, decode_values(name, parts, index, spec.shape))
+    check_finite(name, *parts.values())
     if spec.kind == "low_rank":
-        return LowRankDelta(spec.shape, arrays[0], arrays[1], spec.scale)
-    return DenseDelta(arrays[0])
+        return LowRankDelta(spec.shape, parts["lora_A"], parts["lora_B"], spec.scale)
+    return DenseDelta(parts["delta"])

@@ -4,6 +4,7 @@ The order of tensors and keys is fixed (docs/format.md), so equal vectors are eq
 """
 
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,14 +17,18 @@ from typing import IO, Any
 import numpy as np
 
 from taskvectors.container import LENGTH, MAX_HEADER, parse_container
-from taskvectors.container.dtypes import DTYPES, NAMES, VALUE_NAMES, is_finite
+from taskvectors.container.dtypes import DTYPES, NAMES
 from taskvectors.container.strict_json import dumps
 from taskvectors.delta import Array, Delta, DenseDelta, LowRankDelta, Shape, SparseDelta
 from taskvectors.durable import replacing
-from taskvectors.errors import HeaderTooLarge, InvalidTensor, NonFiniteValue
+from taskvectors.errors import HeaderTooLarge, InvalidIndex, InvalidTensor
+from taskvectors.format.exceptions import Exceptions
 from taskvectors.format.gaps import encode_gaps
-from taskvectors.format.header import FORMAT, KIND, VERSION, parse_header, tensor_names
+from taskvectors.format.header import FORMAT, KIND, VERSION, parse_header
+from taskvectors.format.index import encode_index
 from taskvectors.format.metadata import encode_metadata
+from taskvectors.format.values import cast_values as cast_values  # extract takes it from here
+from taskvectors.format.values import encode_sparse, float_encoding
 from taskvectors.vector import BaseInfo, TaskVector
 
 _ALIGNMENT = 8
@@ -39,27 +44,14 @@ def write_vector(
 ) -> str:
     """Write `vector` and return the file's digest.
 
-    value_dtype: fp32, bf16, fp16, or None to keep each delta's own. index: u8, u16, u32 or auto.
+    value_dtype: one of VALUE_ENCODINGS, or None to keep each delta's own; int8 and ternary are for
+    sparse deltas, the others are then bf16. index: one of INDEX_ENCODINGS.
     Raises InvalidFile for what the format cannot hold (and NonFiniteValue for an overflow).
     """
     with VectorWriter(path, vector.base, value_dtype=value_dtype, index=index) as writer:
         for name, delta in vector.parameters.items():
             writer.add(name, delta)
         return writer.finish(vector.metadata)
-
-
-def cast_values(values: Array, value_dtype: str | None, name: str) -> Array:
-    """`values` as fp32, bf16 or fp16 (None keeps them); raises NonFiniteValue, InvalidTensor."""
-    if value_dtype is not None:
-        if value_dtype not in VALUE_NAMES:
-            raise InvalidTensor(
-                f"unsupported value dtype {value_dtype!r}; choose {', '.join(VALUE_NAMES)}"
-            )
-        with np.errstate(over="ignore"):
-            values = values.astype(DTYPES[VALUE_NAMES[value_dtype]])
-    if not is_finite(values):
-        raise NonFiniteValue(f"{name} holds a value that is no finite {NAMES[values.dtype]}")
-    return values
 
 
 @dataclass(frozen=True)
@@ -107,16 +99,18 @@ class VectorWriter:
     ) -> None:
         self._spool.close()
 
-    def add(self, name: str, delta: Delta) -> None:
-        """Encode one parameter; raises InvalidIndex, InvalidTensor, NonFiniteValue."""
+    def add(self, name: str, delta: Delta, exceptions: Exceptions | None = None) -> None:
+        """Encode one parameter; raises InvalidIndex, InvalidTensor, NonFiniteValue.
+
+        exceptions: the entries that base + delta as it is stored does not restore.
+        """
         assert name not in self._parameters, f"{name} was added twice"
-        kind, arrays = self._encode(name, delta)
-        fields: dict[str, Any] = {"kind": kind, "shape": list(delta.shape)}
-        if isinstance(delta, LowRankDelta):
-            fields["scale"] = float(delta.scale)
-        self._parameters[name] = fields
-        for tensor, array in zip(tensor_names(name, kind), arrays, strict=True):
-            self._store(tensor, array)
+        fields, parts = self._encode(name, delta)
+        if exceptions is not None and len(exceptions):
+            parts |= _encode_exceptions(name, delta, exceptions)
+        self._parameters[name] = {**fields, "shape": list(delta.shape)}
+        for part, array in parts.items():
+            self._store(f"{name}.{part}", array)
 
     def finish(self, fields: Mapping[str, Any]) -> str:
         """Write the file with these metadata fields under its name; return its digest.
@@ -136,15 +130,26 @@ class VectorWriter:
                     file.write(chunk)
         return digest.hexdigest()
 
-    def _encode(self, name: str, delta: Delta) -> tuple[str, list[Array]]:
+    def _encode(self, name: str, delta: Delta) -> tuple[dict[str, Any], dict[str, Array]]:
+        """What the metadata say of a parameter, and its parts."""
         if isinstance(delta, SparseDelta):
-            values = cast_values(delta.values, self._value_dtype, name)
-            return "sparse", [encode_gaps(delta.index, self._index), values]
+            return self._encode_sparse(name, delta)
+        encoding = float_encoding(self._value_dtype)
         if isinstance(delta, LowRankDelta):
-            a, b = (cast_values(part, self._value_dtype, name) for part in (delta.a, delta.b))
-            return "low_rank", [a, b]
+            a, b = (cast_values(part, encoding, name) for part in (delta.a, delta.b))
+            fields = {"kind": "low_rank", "scale": float(delta.scale)}
+            return fields, {"lora_A": a, "lora_B": b}
         assert isinstance(delta, DenseDelta)
-        return "dense", [cast_values(delta.values, self._value_dtype, name)]
+        return {"kind": "dense"}, {"delta": cast_values(delta.values, encoding, name)}
+
+    def _encode_sparse(
+        self, name: str, delta: SparseDelta
+    ) -> tuple[dict[str, Any], dict[str, Array]]:
+        index, values = encode_sparse(name, delta, self._value_dtype)
+        part, raw = encode_index(index, math.prod(delta.shape), self._index)
+        # Signs come in whole bytes, so only these need to be counted.
+        counted = {"nnz": len(index)} if "sign" in values else {}
+        return {"kind": "sparse", **counted}, {part: raw, **values}
 
     def _store(self, name: str, array: Array) -> None:
         dtype = array.dtype.newbyteorder("<")
@@ -194,3 +199,12 @@ class VectorWriter:
             chunk = self._spool.read(min(left, _COPY_CHUNK))
             left -= len(chunk)
             yield chunk
+
+
+def _encode_exceptions(name: str, delta: Delta, exceptions: Exceptions) -> dict[str, Array]:
+    if isinstance(delta, LowRankDelta):
+        raise InvalidTensor(f"low_rank {name} cannot have exceptions; store it sparse or dense")
+    numel = math.prod(delta.shape)
+    if (last := int(exceptions.index[-1])) >= numel:
+        raise InvalidIndex(f"{name} has an exception at {last}, outside of {numel} elements")
+    return {"exc_idx": encode_gaps(exceptions.index), "exc": exceptions.values}
