@@ -29,6 +29,7 @@ from taskvectors.format import (
     validate_file,
     write_vector,
 )
+from taskvectors.format.index import decode_index
 from taskvectors.format.metadata import MAX_METADATA
 from taskvectors.vector import BaseInfo, DenseDelta, LowRankDelta, SparseDelta, TaskVector
 from tests.taskvectors.making import (
@@ -146,7 +147,7 @@ def test_gaps_at_the_limits_of_a_width(width: str) -> None:
     raw = gaps.encode_gaps(index, width)
     assert plain_decode(raw) == index.tolist()
     numel = int(index[-1]) + 1
-    assert np.array_equal(gaps.decode_gaps(raw, len(index), numel, "x"), index)
+    assert np.array_equal(decode_index("idx", raw, len(index), numel, "x"), index)
 
 
 def test_gaps_over_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +157,7 @@ def test_gaps_over_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     index = np.sort(rng.choice(20_000, 60, replace=False)).astype(np.int64)
     for width in ("u8", "u16", "u32"):
         raw = gaps.encode_gaps(index, width)
-        assert np.array_equal(gaps.decode_gaps(raw, 60, 20_000, "x"), index)
+        assert np.array_equal(decode_index("idx", raw, 60, 20_000, "x"), index)
 
 
 def test_auto_takes_the_smallest_width() -> None:

@@ -2,7 +2,6 @@
 
 from taskvectors.format.exceptions import Exceptions
 from taskvectors.format.header import FileHeader, check_against_base
-from taskvectors.format.importers import import_lora
 from taskvectors.format.index import INDEX_ENCODINGS
 from taskvectors.format.parameters import ParameterSpec
 from taskvectors.format.reader import (
@@ -26,7 +25,6 @@ __all__ = [
     "as_stored",
     "check_against_base",
     "file_digest",
-    "import_lora",
     "read_header",
     "read_vector",
     "validate_file",

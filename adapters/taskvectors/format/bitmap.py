@@ -3,6 +3,8 @@
 The bits that pad the last byte are zero.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from taskvectors.delta import Array
@@ -18,28 +20,27 @@ def num_bytes(bits: int) -> int:
 
 def encode_bitmap(index: Array, numel: int) -> Array:
     """index: int64 [n], strictly ascending below `numel`. Returns uint8 [ceil(numel / 8)]."""
-    raw = np.zeros(num_bytes(numel), np.uint8)
-    np.bitwise_or.at(raw, index >> 3, np.left_shift(1, index & 7).astype(np.uint8))
-    return raw
+    bits = np.zeros(numel, np.bool_)
+    bits[index] = True
+    return np.packbits(bits, bitorder="little")
 
 
-def decode_bitmap(raw: Array, count: int, numel: int, name: str) -> Array:
-    """The int64 [count] positions of the set bits of `raw`; raises InvalidIndex.
+def iter_bitmap(raw: Array, count: int, numel: int, tensor: str) -> Iterator[Array]:
+    """The positions of the set bits of `raw`, in chunks of int64; raises InvalidIndex.
 
-    Allocates 8 bytes for each of `count`, once the bits are counted, and a bounded chunk.
+    That there are `count`, all of them below `numel`, is checked at once.
     """
     if has_padding(raw, numel):
-        raise InvalidIndex(f"{name}.bits has a bit set beyond its {numel} elements")
+        raise InvalidIndex(f"{tensor} has a bit set beyond its {numel} elements")
     if (found := _popcount(raw)) != count:
-        raise InvalidIndex(f"{name} has {found} indices for {count} values")
-    index = np.empty(count, np.int64)
-    done = 0
+        raise InvalidIndex(f"{tensor} has {found} indices for {count} values")
+    return _chunks(raw)
+
+
+def _chunks(raw: Array) -> Iterator[Array]:
     for offset in range(0, len(raw), _CHUNK):
         bits = np.unpackbits(raw[offset : offset + _CHUNK], bitorder="little")
-        positions = np.flatnonzero(bits)
-        index[done : done + len(positions)] = positions + 8 * offset
-        done += len(positions)
-    return index
+        yield np.flatnonzero(bits) + 8 * offset
 
 
 def has_padding(raw: Array, bits: int) -> bool:

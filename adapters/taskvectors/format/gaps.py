@@ -4,6 +4,8 @@ U16 and U32 hold one gap each. U8 holds a gap as bytes to be added up: 255 means
 any other byte ends the gap.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from taskvectors.delta import Array
@@ -34,14 +36,17 @@ def encode_gaps(index: Array, width: str = "auto") -> Array:
     return gaps.astype(np.uint16 if width == "u16" else np.uint32)
 
 
-def decode_gaps(raw: Array, count: int, numel: int, name: str) -> Array:
-    """The int64 [count] indices in `raw`, each below `numel`; raises InvalidIndex.
+def iter_gaps(raw: Array, count: int, numel: int, tensor: str) -> Iterator[Array]:
+    """The `count` indices in `raw`, in chunks of bounded size; raises InvalidIndex.
 
-    Allocates 8 bytes for each of `count` (which the file backs with values) and a bounded chunk.
+    That there are so many is checked at once, that they are below `numel` before each chunk.
     """
-    _check_count(raw, count, name)
-    index = np.empty(count, np.int64)
-    done, start = 0, 0
+    _check_count(raw, count, tensor)
+    return _chunks(raw, numel, tensor)
+
+
+def _chunks(raw: Array, numel: int, tensor: str) -> Iterator[Array]:
+    start = 0
     for offset in range(0, len(raw), _CHUNK):
         chunk = raw[offset : offset + _CHUNK]
         # At most 2^20 gaps of 32 bits on top of a start below 2^49: uint64 cannot wrap.
@@ -52,21 +57,19 @@ def decode_gaps(raw: Array, count: int, numel: int, name: str) -> Array:
         positions += np.arange(start, start + len(positions), dtype=np.uint64)
         start += total + len(positions)
         if start > numel:
-            raise InvalidIndex(f"{name} has index {start - 1}, outside of {numel} elements")
-        index[done : done + len(positions)] = positions
-        done += len(positions)
-    return index
+            raise InvalidIndex(f"{tensor} has index {start - 1}, outside of {numel} elements")
+        yield positions
 
 
-def _check_count(raw: Array, count: int, name: str) -> None:
+def _check_count(raw: Array, count: int, tensor: str) -> None:
     if raw.dtype != np.uint8:
         gaps = len(raw)
     elif len(raw) and raw[-1] == ESCAPE:
-        raise InvalidIndex(f"{name} ends within a gap")
+        raise InvalidIndex(f"{tensor} ends within a gap")
     else:
         gaps = int(np.count_nonzero(raw != ESCAPE))
     if gaps != count:
-        raise InvalidIndex(f"{name} has {gaps} indices for {count} values")
+        raise InvalidIndex(f"{tensor} has {gaps} indices for {count} values")
 
 
 def smallest_gaps(index: Array) -> tuple[str, int]:

@@ -1,9 +1,13 @@
 """The index of a sparse parameter in a file: gaps of some width, or a bitmap."""
 
+from collections.abc import Iterator
+
+import numpy as np
+
 from taskvectors.delta import Array
 from taskvectors.errors import InvalidIndex
-from taskvectors.format.bitmap import decode_bitmap, encode_bitmap, num_bytes
-from taskvectors.format.gaps import decode_gaps, encode_gaps, smallest_gaps
+from taskvectors.format.bitmap import encode_bitmap, iter_bitmap, num_bytes
+from taskvectors.format.gaps import encode_gaps, iter_gaps, smallest_gaps
 
 INDEX_ENCODINGS = ("auto", "u8", "u16", "u32", "bitmap")
 """What a person says for the encodings of an index; `auto` takes the smallest of the others."""
@@ -27,6 +31,25 @@ def encode_index(index: Array, numel: int, encoding: str = "auto") -> tuple[str,
 
 
 def decode_index(part: str, raw: Array, count: int, numel: int, name: str) -> Array:
-    """The int64 [count] indices in `raw`, ascending below `numel`; raises InvalidIndex."""
-    decode = decode_bitmap if part == "bits" else decode_gaps
-    return decode(raw, count, numel, name)
+    """The int64 [count] indices in `raw`, ascending below `numel`; raises InvalidIndex.
+
+    Allocates 8 bytes for each of `count`, once the indices are counted, and a bounded chunk.
+    """
+    chunks = _iter_index(part, raw, count, numel, name)
+    index = np.empty(count, np.int64)
+    done = 0
+    for chunk in chunks:
+        index[done : done + len(chunk)] = chunk
+        done += len(chunk)
+    return index
+
+
+def check_index(part: str, raw: Array, count: int, numel: int, name: str) -> None:
+    """Raise InvalidIndex where decode_index would, without room for the index."""
+    for _ in _iter_index(part, raw, count, numel, name):
+        pass
+
+
+def _iter_index(part: str, raw: Array, count: int, numel: int, name: str) -> Iterator[Array]:
+    decode = iter_bitmap if part == "bits" else iter_gaps
+    return decode(raw, count, numel, f"{name}.{part}")

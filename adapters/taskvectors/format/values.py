@@ -72,18 +72,28 @@ def encode_sparse(
     return delta.index[kept], _encode_ternary(name, values[kept])
 
 
-def decode_values(name: str, parts: Mapping[str, Array], index: Array, shape: Shape) -> Array:
-    """The values [n] at `index`, of the stored dtype or float32; raises InvalidFile's subclasses.
+def check_values(name: str, parts: Mapping[str, Array], count: int) -> None:
+    """Check `count` values of a sparse parameter; raises NonFiniteValue, InvalidTensor.
 
     parts: as encode_sparse makes them, of checked dtypes and shapes.
     """
     if "scale" not in parts:
         check_finite(name, parts["val"])
-        return parts["val"]
+        return
     _check_scale(name, parts["scale"])
+    if "sign" in parts and has_padding(parts["sign"], count):
+        raise InvalidTensor(f"{name}.sign has a bit set beyond its {count} values")
+    if "val" in parts and bool((parts["val"] < -MAX_CODE).any()):
+        raise InvalidTensor(f"{name}.val holds the code -128; codes must be within ±{MAX_CODE}")
+
+
+def decode_values(parts: Mapping[str, Array], index: Array, shape: Shape) -> Array:
+    """The values [n] at `index`, of the stored dtype or float32. parts: checked by check_values."""
+    if "scale" not in parts:
+        return parts["val"]
     if "sign" in parts:
-        return _decode_ternary(name, parts["sign"], parts["scale"], len(index))
-    return _decode_int8(name, parts["val"], parts["scale"], index, shape)
+        return _decode_ternary(parts["sign"], parts["scale"], len(index))
+    return _decode_int8(parts["val"], parts["scale"], index, shape)
 
 
 def as_stored(name: str, delta: Delta, value_dtype: str | None) -> Delta:
@@ -93,7 +103,7 @@ def as_stored(name: str, delta: Delta, value_dtype: str | None) -> Delta:
     """
     if isinstance(delta, SparseDelta):
         index, parts = encode_sparse(name, delta, value_dtype)
-        return SparseDelta(delta.shape, index, decode_values(name, parts, index, delta.shape))
+        return SparseDelta(delta.shape, index, decode_values(parts, index, delta.shape))
     encoding = float_encoding(value_dtype)
     if isinstance(delta, LowRankDelta):
         a, b = (cast_values(part, encoding, name) for part in (delta.a, delta.b))
@@ -122,9 +132,7 @@ def _encode_int8(name: str, values: Array, index: Array, shape: Shape) -> dict[s
     return {"val": np.clip(codes, -MAX_CODE, MAX_CODE).astype(np.int8), "scale": scale}
 
 
-def _decode_int8(name: str, codes: Array, scale: Array, index: Array, shape: Shape) -> Array:
-    if bool((codes < -MAX_CODE).any()):
-        raise InvalidTensor(f"{name}.val holds the code -128; codes must be within ±{MAX_CODE}")
+def _decode_int8(codes: Array, scale: Array, index: Array, shape: Shape) -> Array:
     values = codes.astype(np.float32)
     values *= np.repeat(scale, _row_lengths(index, len(scale), shape))
     return values
@@ -143,9 +151,7 @@ def _encode_ternary(name: str, values: Array) -> dict[str, Array]:
     return {"sign": np.packbits(values < 0, bitorder="little"), "scale": scale}
 
 
-def _decode_ternary(name: str, sign: Array, scale: Array, count: int) -> Array:
-    if has_padding(sign, count):
-        raise InvalidTensor(f"{name}.sign has a bit set beyond its {count} values")
+def _decode_ternary(sign: Array, scale: Array, count: int) -> Array:
     negative = np.unpackbits(sign, count=count, bitorder="little").view(np.bool_)
     return np.where(negative, -scale, scale).astype(np.float32, copy=False)
 
