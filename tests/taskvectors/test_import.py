@@ -14,7 +14,8 @@ from transformers import LlamaForCausalLM
 
 from taskvectors.checkpoint import Checkpoint, fingerprint
 from taskvectors.errors import BaseMismatch, InvalidCheckpoint, UnsupportedAdapter
-from taskvectors.format import import_lora, read_header, read_vector
+from taskvectors.exchange import import_lora
+from taskvectors.format import read_header, read_vector
 from taskvectors.vector import LowRankDelta
 from tests.taskvectors.tiny_llama import tiny_config
 

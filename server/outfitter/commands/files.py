@@ -1,4 +1,4 @@
-"""`outfitter extract`, `import-lora` and `inspect`: task vector files, without a server."""
+"""`outfitter extract` and `inspect`: task vector files, without a server."""
 
 import dataclasses
 import json
@@ -51,21 +51,6 @@ def extract(
         )
     out.print(_extract_table(report))
     print_file(out_file, report.digest, report.nbytes)
-
-
-def import_lora(
-    adapter: FolderArgument,
-    out_file: OutOption,
-    base: Annotated[Path | None, typer.Option(help="The base's folder, to check against.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="bf16, fp16, fp32; else as stored.")] = None,
-) -> None:
-    """Write a task vector file from a PEFT LoRA folder, without loss."""
-    from taskvectors.format import import_lora as run
-
-    if dtype is not None:
-        _choose("--dtype", dtype, VALUE_DTYPES)
-    run(adapter, out_file, base_dir=base, value_dtype=dtype)
-    print_file(out_file, file_digest(out_file), out_file.stat().st_size)
 
 
 def inspect(
