@@ -46,11 +46,11 @@ class Parameter:
             return value
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self._error(value, "a number")
-        if isinstance(self.default, int) and int(value) != value:
-            raise self._error(value, "a whole number")
         if not (self.low < value if self.above else self.low <= value) or not value <= self.high:
             least = f"above {self.low:g}" if self.above else f"from {self.low:g}"
             raise self._error(value, f"{least} to {self.high:g}")
+        if isinstance(self.default, int) and int(value) != value:
+            raise self._error(value, "a whole number")
         return int(value) if isinstance(self.default, int) else float(value) + 0.0
 
     def _text(self, value: object) -> str:
