@@ -1,9 +1,11 @@
 """Reading a Hugging Face checkpoint without torch: names, shapes, one tensor at a time."""
 
 import hashlib
+import io
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,7 @@ CONFIG = "config.json"
 _HEAD = "lm_head.weight"
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _THREADS = 4
+_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,30 @@ class Checkpoint:
         array: Array = np.asarray(mapped).view(dtype).reshape(info.shape)
         return array
 
+    def read_block(self, name: str, begin: int, end: int) -> Array:
+        """A copy of the flat elements `begin` to `end` of one parameter: [end - begin].
+
+        Nothing of the file stays mapped. Raises InvalidCheckpoint for no such name, for a file that
+        cannot be read or was truncated meanwhile.
+        """
+        path, info = self._find(name)
+        dtype = DTYPES[info.dtype]
+        assert 0 <= begin <= end <= math.prod(info.shape)
+        block: Array = np.empty(end - begin, dtype)
+        try:
+            with path.open("rb", buffering=0) as file:
+                file.seek(info.begin + begin * dtype.itemsize)
+                count = _read_fully(file, block.view(np.uint8).data)
+        except OSError as error:
+            raise InvalidCheckpoint(f"cannot read {name} from {path}: {error}") from error
+        if count != block.nbytes:
+            raise InvalidCheckpoint(f"{path} ends within {name}; was it changed meanwhile?")
+        return block
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of one parameter in its file; raises InvalidCheckpoint for no such name."""
+        return self._find(name)[1].nbytes
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The files with weights, sorted."""
@@ -99,23 +126,30 @@ def load_base_shapes(directory: str | os.PathLike[str]) -> dict[str, Shape]:
     return Checkpoint.open(directory).shapes
 
 
-def fingerprint(source: str | os.PathLike[str] | Checkpoint) -> str:
+def fingerprint(
+    source: str | os.PathLike[str] | Checkpoint,
+    progress: Callable[[int, str], None] | None = None,
+) -> str:
     r"""The base fingerprint, 64 hex digits; raises InvalidCheckpoint.
 
     sha256 over one line for each parameter, sorted by name (as Unicode code points): compact
     UTF-8 JSON, no spaces, and a final newline byte, of
     `["<name>",[<dim>,…],"<safetensors dtype>","<sha256 of the little-endian bytes, in hex>"]\n`,
     for example `["model.norm.weight",[576],"BF16","9f86…"]`.
+    progress: called with (bytes read since the last call, parameter), from several threads.
     """
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
     with ThreadPoolExecutor(_THREADS) as pool:  # hashlib releases the interpreter lock
-        checksums = pool.map(lambda name: _sha256(checkpoint.read(name)), checkpoint.names)
+        checksums = pool.map(lambda name: _sha256(checkpoint, name, progress), checkpoint.names)
         total = hashlib.sha256()
         for name, checksum in zip(checkpoint.names, checksums, strict=True):
-            shape, dtype = checkpoint.info(name)
-            line = dumps([name, list(shape), dtype, checksum])
-            total.update(line.encode() + b"\n")
+            total.update(fingerprint_line(name, *checkpoint.info(name), checksum))
     return total.hexdigest()
+
+
+def fingerprint_line(name: str, shape: Shape, dtype: str, sha256: str) -> bytes:
+    """What one parameter adds to a fingerprint, in the order of names."""
+    return dumps([name, list(shape), dtype, sha256]).encode() + b"\n"
 
 
 def cached_fingerprint(directory: str | os.PathLike[str], cache_dir: str | os.PathLike[str]) -> str:
@@ -143,8 +177,24 @@ def _cache_key(checkpoint: Checkpoint) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _sha256(array: Array) -> str:
-    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
+def _sha256(checkpoint: Checkpoint, name: str, progress: Callable[[int, str], None] | None) -> str:
+    shape, dtype = checkpoint.info(name)
+    digest = hashlib.sha256()
+    step = max(1, _CHUNK // DTYPES[dtype].itemsize)
+    for begin in range(0, numel := math.prod(shape), step):
+        block = checkpoint.read_block(name, begin, min(begin + step, numel))
+        digest.update(block.view(np.uint8).data)
+        if progress is not None:
+            progress(block.nbytes, name)
+    return digest.hexdigest()
+
+
+def _read_fully(file: io.RawIOBase, view: memoryview) -> int:
+    """Fill `view` (bytes) as far as the file goes; returns the bytes read."""
+    count = 0
+    while count < len(view) and (step := file.readinto(view[count:])):
+        count += step
+    return count
 
 
 def _tensors(folder: Path, weights: str) -> Iterator[tuple[str, tuple[Path, TensorInfo]]]:
@@ -156,7 +206,10 @@ def _tensors(folder: Path, weights: str) -> Iterator[tuple[str, tuple[Path, Tens
     elif index.exists():
         yield from _sharded(index)
     else:
-        raise InvalidCheckpoint(f"{folder} has neither {weights} nor {index.name}")
+        raise InvalidCheckpoint(
+            f"{folder} has neither {weights} nor {index.name}; give the folder of a Hugging Face"
+            " checkpoint in safetensors"
+        )
 
 
 def _sharded(index: Path) -> Iterator[tuple[str, tuple[Path, TensorInfo]]]:
@@ -167,6 +220,11 @@ def _sharded(index: Path) -> Iterator[tuple[str, tuple[Path, TensorInfo]]]:
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise InvalidCheckpoint(f"{index} names a file outside its folder: {shard!r}")
     paths = {shard: index.parent / shard for shard in sorted(set(weight_map.values()))}
+    if absent := [path for path in paths.values() if not path.exists()]:
+        raise InvalidCheckpoint(
+            f"the shard {absent[0]} is missing ({len(absent)} of {len(paths)} are); {index.name}"
+            " names it: download or copy it there"
+        )
     tables = {shard: _read_table(path) for shard, path in paths.items()}
     for name, shard in weight_map.items():
         if name not in tables[shard]:

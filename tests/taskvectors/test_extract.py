@@ -6,14 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from taskvectors.checkpoint import Checkpoint, fingerprint
 from taskvectors.errors import IncompatibleCheckpoints, NonFiniteValue
 from taskvectors.extract import extract
-from taskvectors.extract.sparsify import top_k
 from taskvectors.format import read_vector, validate_file
 from taskvectors.vector import DenseDelta, SparseDelta
 from tests.taskvectors.making import BF16, save_checkpoint
@@ -108,20 +105,6 @@ def test_the_file_fits_its_base(tmp_path: Path) -> None:
     assert {spec.dtype for spec in header.parameters.values()} == {"BF16"}
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 0.5]), min_size=1, max_size=60),
-    st.floats(0.001, 1.0),
-)
-def test_top_k_is_a_stable_sort(values: list[float], density: float) -> None:
-    """The choice equals sorting by falling magnitude, then rising index; zeros never count."""
-    array = np.array(values, np.float32)
-    order = sorted(range(len(values)), key=lambda i: (-abs(values[i]), i))
-    wanted = max(1, round(density * len(values)))
-    expected = sorted(i for i in order[:wanted] if values[i])
-    assert top_k(array, density).tolist() == expected
-
-
 def pair(folder: Path, base: dict[str, Any], tuned: dict[str, Any]) -> tuple[Path, Path]:
     return save_checkpoint(folder / "base", base), save_checkpoint(folder / "tuned", tuned)
 
@@ -139,11 +122,39 @@ def test_equal_parameters_are_left_out(tmp_path: Path) -> None:
             "new": ones * 2,
         },
     )
-    calls: list[tuple[int, int, str]] = []
-    report = extract(base, tuned, tmp_path / "x", progress=lambda *args: calls.append(args))
+    report = extract(base, tuned, tmp_path / "x")
     assert report.unchanged == ("cast", "same", "sign")
     assert list(read_vector(tmp_path / "x")) == ["new"]
-    assert calls == [(1, 4, "cast"), (2, 4, "new"), (3, 4, "same"), (4, 4, "sign")]
+
+
+@pytest.mark.parametrize(
+    ("options", "of_all", "of_matrices", "stages"),
+    [
+        ({}, 3, 0, ["fingerprint of base", "difference"]),
+        ({"scope": "global"}, 3, 4, ["fingerprint of base", "global threshold", "difference"]),
+        (
+            {"method": "lossless"},
+            4,
+            0,
+            ["fingerprint of base", "fingerprint of fine-tuned", "difference"],
+        ),
+    ],
+)
+def test_progress_counts_bytes_of_the_checkpoints(
+    tmp_path: Path, options: dict[str, Any], of_all: int, of_matrices: int, stages: list[str]
+) -> None:
+    """Every stage moves the bar, which ends where it should; the text says what is done."""
+    base, tuned = tiny_llama(tmp_path, tied=True, dtype=torch.bfloat16)
+    infos = [info for _, info in Checkpoint.open(base).tensors.values()]
+    nbytes = sum(info.nbytes for info in infos)
+    matrices = sum(info.nbytes for info in infos if len(info.shape) > 1)
+    calls: list[tuple[int, int, str]] = []
+    extract(base, tuned, tmp_path / "x", progress=lambda *call: calls.append(call), **options)
+    done = [call[0] for call in calls]
+    assert done == sorted(done)
+    total = of_all * nbytes + of_matrices * matrices
+    assert (done[-1], {call[1] for call in calls}) == (total, {total})
+    assert list(dict.fromkeys(call[2].partition(":")[0] for call in calls)) == stages
 
 
 def test_equal_checkpoints_give_an_empty_vector(tmp_path: Path) -> None:
