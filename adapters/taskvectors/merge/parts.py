@@ -16,8 +16,9 @@ _BLOCK = 1 << 16
 class Part:
     """One parameter of K vectors.
 
-    deltas: [K]; None where a vector leaves the parameter as it is. weights: [K], each with the
-    selection's factor in it. keys: [K], distinct; the random drops of a vector hang on its key.
+    deltas: [K]; None where a vector leaves the parameter as it is, or has weight 0 there. weights:
+    [K], each with the selection's factor in it. keys: [K], distinct; the random drops of a vector
+    hang on its key.
     base: the base's own tensor, if it was given.
     """
 

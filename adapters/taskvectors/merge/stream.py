@@ -49,7 +49,7 @@ class MergedVector:
         self.base: BaseInfo = reduce(BaseInfo.merged, (source.base for source in sources))
         self.shapes = _shapes(sources)
         base_shapes = None if base is None else base.shapes
-        self._merge: Merge = merger(method, parameters, sources, base_shapes)
+        self._merge: Merge = merger(method, parameters, sources, base_shapes, self._parts())
 
     def delta(self, name: str) -> Delta | None:
         """The merged delta of one of `shapes`; None where nothing is left."""
@@ -64,18 +64,21 @@ class MergedVector:
             if progress is not None:
                 progress(done, len(self.shapes), name)
 
+    def _parts(self) -> Iterator[Part]:
+        return (self._part(name) for name in sorted(self.shapes))
+
     def _part(self, name: str) -> Part:
-        factors = [selection.factor(module_of(name)) for selection in self._selections]
-        taking = [
-            (source.delta(name) if name in source.shapes else None, weight * factor, key)
-            for source, weight, factor, key in zip(
-                self._sources, self._weights, factors, self._keys, strict=True
-            )
-            if factor != 0
-        ]
-        deltas, weights, keys = zip(*taking, strict=True) if taking else ((), (), ())
+        module = module_of(name)
+        weights = tuple(
+            weight * selection.factor(module)
+            for weight, selection in zip(self._weights, self._selections, strict=True)
+        )
+        deltas = tuple(
+            source.delta(name) if weight != 0 and name in source.shapes else None
+            for source, weight in zip(self._sources, weights, strict=True)
+        )
         tensor = None if self._checkpoint is None else self._checkpoint.read(name)
-        return Part(name, self.shapes[name], deltas, weights, keys, tensor)
+        return Part(name, self.shapes[name], deltas, weights, tuple(self._keys), tensor)
 
 
 def merge_vectors(
