@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from outfitter.client import GatewayError
-from outfitter.commands import files, imports, serve, vectors
+from outfitter.commands import files, imports, merge, serve, vectors
 from outfitter.config import InvalidConfig
 from taskvectors import __version__
 from taskvectors.errors import TaskVectorError
@@ -38,6 +38,7 @@ app.command()(serve.serve)
 app.command()(files.extract)
 app.command("import-lora")(imports.import_lora)
 app.command()(files.inspect)
+app.command()(merge.merge)
 app.command()(vectors.push)
 app.command("list")(vectors.list_vectors)
 app.command()(vectors.delete)

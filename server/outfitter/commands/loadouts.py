@@ -1,0 +1,128 @@
+"""Loadouts on the command line: a loadout file, or vectors with weights, a method and settings."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from outfitter.commands.console import err
+from outfitter.config import InvalidConfig
+from outfitter.deps import cache_home
+from taskvectors.checkpoint import Checkpoint, cached_fingerprint
+from taskvectors.errors import BaseMismatch
+from taskvectors.merge.spec_file import SUFFIX, ResolvedSpec, read_spec, resolve_spec
+from taskvectors.methods import METHODS, Value
+from taskvectors.store import DirectoryStore
+from taskvectors.vector import BaseInfo
+
+VectorsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="VECTOR=WEIGHT...",
+        help="Files (*.safetensors) or, with --store, names; without a weight: 1.",
+    ),
+]
+SpecOption = Annotated[
+    Path | None,
+    typer.Option(help="A loadout file: what a request's task_vectors says, with paths as names."),
+]
+MethodOption = Annotated[
+    str | None, typer.Option(help="Merge method; see `outfitter merge --list-methods`.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method; repeatable."),
+]
+StoreOption = Annotated[Path | None, typer.Option(help="A store's folder, to look up names in.")]
+BaseOption = Annotated[Path | None, typer.Option(help="The base's checkpoint folder.")]
+
+
+def read_loadout(
+    vectors: list[str] | None,
+    spec: Path | None,
+    method: str | None,
+    settings: list[str] | None,
+    store: Path | None,
+) -> ResolvedSpec:
+    """The loadout that the command line asks for; raises InvalidConfig, TaskVectorError."""
+    if store is not None and not store.is_dir():
+        raise InvalidConfig(f"--store {str(store)!r}: there is no such folder")
+    opened = None if store is None else DirectoryStore(store)
+    if spec is not None:
+        if vectors or method or settings:
+            raise InvalidConfig("--spec says it all; leave out vectors, --method and --set")
+        return read_spec(spec, opened)
+    if not vectors:
+        raise InvalidConfig("name the vectors to merge, such as a.safetensors=0.7, or use --spec")
+    value: dict[str, Any] = {
+        **dict(_setting(text) for text in settings or []),
+        "vectors": [_entry(text) for text in vectors],
+        "method": method or "linear",
+    }
+    return resolve_spec(value, Path(), opened)
+
+
+def check_base(info: BaseInfo, base: Checkpoint) -> str:
+    """The base's fingerprint; raises BaseMismatch unless the vectors belong to it."""
+    actual = cached_fingerprint(base.directory, cache_home() / "fingerprints")
+    if info.fingerprint is None:
+        err.print("the vectors do not say which base they belong to: names and shapes must do")
+    elif info.fingerprint != actual:
+        raise BaseMismatch(
+            f"the task vectors belong to {info}; {base.directory} has fingerprint {actual}"
+        )
+    return actual
+
+
+def list_methods(wanted: bool) -> None:
+    """Print every method with its parameters, and end."""
+    if wanted:
+        typer.echo(methods_text())
+        raise typer.Exit
+
+
+def methods_text() -> str:
+    """Method, summary, source and parameters of each, as plain text."""
+    lines: list[str] = []
+    for method in METHODS.values():
+        notes = [] if method.at_request else ["publish time only"]
+        notes += [] if method.is_weighted else ["no weights"]
+        suffix = f" [{', '.join(notes)}]" if notes else ""
+        lines += [f"{method.name}{suffix}: {method.summary}"]
+        lines += [f"    {method.paper}; dialect: {method.dialect}"]
+        for parameter in method.parameters:
+            default = _shown(parameter.default)
+            lines += [f"    --set {parameter.name}={default}: {parameter.description}"]
+    return "\n".join(lines)
+
+
+def _shown(default: Value) -> str:
+    if default is None:
+        return "VECTOR"
+    return default if isinstance(default, str) else json.dumps(default)
+
+
+def _entry(text: str) -> dict[str, object]:
+    """`a.safetensors=0.7`, or without a weight."""
+    name, equals, weight = text.rpartition("=")
+    if not equals or text.endswith(SUFFIX):
+        return {"name": text}
+    try:
+        return {"name": name, "weight": float(weight)}
+    except ValueError as error:
+        raise InvalidConfig(
+            f"the weight of {name!r} must be a number, not {weight[:40]!r}"
+        ) from error
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """`density=0.2`: JSON if it is some, else text."""
+    name, equals, value = text.partition("=")
+    if not equals or name in ("", "method", "vectors"):
+        raise InvalidConfig(f"unsupported --set {text[:80]!r}; use NAME=VALUE such as density=0.2")
+    try:
+        parsed: object = json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
+    return name, value if isinstance(parsed, str | list | dict) else parsed
