@@ -1,0 +1,1 @@
+"""A fuzz target over the reader of task vector files; see README.md."""
