@@ -13,7 +13,7 @@ import numpy as np
 
 from taskvectors.checkpoint import Checkpoint
 from taskvectors.container.dtypes import DTYPES, VALUE_NAMES
-from taskvectors.delta import Array, DenseDelta, SparseDelta
+from taskvectors.delta import Array, DenseDelta, Shape, SparseDelta
 from taskvectors.errors import IncompatibleCheckpoints
 from taskvectors.extract.difference import check_subtractable, row_blocks
 from taskvectors.extract.sparse import square_sum
@@ -38,37 +38,58 @@ class _Block:
 
 def lossless_delta(
     base: Checkpoint, finetuned: Checkpoint, name: str, value_dtype: str | None
-) -> tuple[SparseDelta | DenseDelta | None, Exceptions, float]:
-    """(delta, exceptions, Σ d² of the changed entries); None and no exceptions without a change.
+) -> tuple[SparseDelta | DenseDelta | None, Exceptions | None, float]:
+    """(delta, exceptions, Σ d² of the changed entries); (None, None, 0.0) without a change.
 
     value_dtype: fp32, bf16, fp16, or None for the fine-tuned checkpoint's own precision (fp32 for
     F64). Sparse, or dense where nearly every entry changed. Raises IncompatibleCheckpoints for a
     changed entry that is NaN or infinite, InvalidCheckpoint.
     """
-    shape, dtype = finetuned.info(name)
+    dtype = finetuned.info(name)[1]
     own = dtype if dtype in _OWN else "F32"
-    blocks = _Changes(
-        base, finetuned, name, DTYPES[VALUE_NAMES[value_dtype] if value_dtype else own]
-    )
-    changed = blocks.count()
-    places = np.empty(0 if (is_dense := changed >= _DENSE * blocks.numel) else changed, np.int64)
-    values = np.zeros(blocks.numel if is_dense and changed else changed, blocks.kind)
-    exceptions = [(np.empty(0, np.int64), np.empty(0, DTYPES[dtype]))]
-    filled, energy = 0, 0.0
-    for block in blocks if changed else ():
-        end = filled + len(block.index)
-        if is_dense:
-            values[block.index] = block.values
-        else:
-            places[filled:end], values[filled:end] = block.index, block.values
+    kind = DTYPES[VALUE_NAMES[value_dtype] if value_dtype else own]
+    changes = _Changes(base, finetuned, name, kind)
+    if not (changed := changes.count()):
+        return None, None, 0.0
+    is_dense = changed >= _DENSE * changes.numel
+    collected = _Dense(changes.numel, kind) if is_dense else _Sparse(changed, kind)
+    exceptions, energy = [], 0.0
+    for block in changes:
+        collected.put(block)
         exceptions.append((block.exception_index, block.exceptions))
-        filled, energy = end, energy + block.energy
+        energy += block.energy
     listed = Exceptions(*(np.concatenate(parts) for parts in zip(*exceptions, strict=True)))
-    if not changed:
-        return None, listed, 0.0
-    if is_dense:
-        return DenseDelta(values.reshape(shape)), listed, energy
-    return SparseDelta(shape, places[:filled], values[:filled]), listed, energy
+    return collected.delta(changes.shape), listed, energy
+
+
+class _Dense:
+    """Takes blocks into one value for each element."""
+
+    def __init__(self, numel: int, kind: np.dtype[np.generic]) -> None:
+        self._values = np.zeros(numel, kind)
+
+    def put(self, block: _Block) -> None:
+        self._values[block.index] = block.values
+
+    def delta(self, shape: Shape) -> DenseDelta:
+        return DenseDelta(self._values.reshape(shape))
+
+
+class _Sparse:
+    """Takes blocks into arrays that are allocated once, for as many entries as changed."""
+
+    def __init__(self, changed: int, kind: np.dtype[np.generic]) -> None:
+        self._index, self._values = np.empty(changed, np.int64), np.empty(changed, kind)
+        self._filled = 0
+
+    def put(self, block: _Block) -> None:
+        end = self._filled + len(block.index)
+        self._index[self._filled : end] = block.index
+        self._values[self._filled : end] = block.values
+        self._filled = end
+
+    def delta(self, shape: Shape) -> SparseDelta:
+        return SparseDelta(shape, self._index[: self._filled], self._values[: self._filled])
 
 
 class _Changes:
@@ -79,8 +100,8 @@ class _Changes:
     ) -> None:
         self.kind, self._name = kind, name
         self._base, self._finetuned = base, finetuned
-        self._shape = base.info(name)[0] if check_subtractable(base, finetuned, name) else (0,)
-        self.numel = math.prod(self._shape)
+        self.shape = base.info(name)[0] if check_subtractable(base, finetuned, name) else (0,)
+        self.numel = math.prod(self.shape)
 
     def count(self) -> int:
         """Changed entries in all."""
@@ -90,7 +111,8 @@ class _Changes:
         for begin, before, after, changed in self._pairs():
             old, new = before[changed], after[changed]
             delta = self._subtract(begin, old, new, changed)
-            kept = delta.astype(self.kind)
+            with np.errstate(over="ignore"):
+                kept = delta.astype(self.kind)
             kept[~np.isfinite(kept.astype(np.float32))] = 0
             wrong = bit_patterns(restored(old, kept, new.dtype)) != bit_patterns(new)
             stored = kept != 0
@@ -104,7 +126,7 @@ class _Changes:
 
     def _pairs(self) -> Iterator[tuple[int, Array, Array, Array]]:
         """(first element, block of the base, of the fine-tuned one, which of it changed)."""
-        for begin, end in row_blocks(self._shape):
+        for begin, end in row_blocks(self.shape):
             before = self._base.read_block(self._name, begin, end)
             after = self._finetuned.read_block(self._name, begin, end)
             same = restored(before, np.zeros(1, np.float32), after.dtype)
