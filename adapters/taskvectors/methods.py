@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from taskvectors.errors import InvalidLoadout
+from taskvectors.selection import Selection
 from taskvectors.values import MAX_ECHO
 
 Value: TypeAlias = float | int | bool | str | None
@@ -97,6 +98,8 @@ class Method:
                 f"unknown parameter {unknown[0][:MAX_ECHO]!r} of method {self.name!r}; {choices}"
             )
         given = {p.name: p.parse(fields.get(p.name, p.default)) for p in self.parameters}
+        if "epsilon" in given:
+            _check_chances(given)
         return tuple(sorted(given.items()))
 
     def check_vectors(self, weights: list[float]) -> None:
@@ -113,6 +116,26 @@ class Method:
             raise InvalidLoadout(
                 f"method {self.name!r} knows no weights: leave them out, or 1; not {odd:g}"
             )
+
+    def check_selection(self, selection: Selection) -> None:
+        """Raise InvalidLoadout unless the method can tell apart what the selection does."""
+        factors = [entry[-1] for entry in (*selection.layers, *selection.modules)]
+        odd = [factor for factor in factors if factor not in (0.0, 1.0)]
+        if not self.is_weighted and odd:
+            raise InvalidLoadout(
+                f"method {self.name!r} knows no weights: select layers and modules with factor 0"
+                f" or 1, not {odd[0]:g}"
+            )
+
+
+def _check_chances(values: Mapping[str, Any]) -> None:
+    density, epsilon = values["density"], values["epsilon"]
+    if density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
+        raise InvalidLoadout(
+            f"epsilon {epsilon:g} at density {density:g} gives chances from {density - epsilon:g}"
+            f" to {density + epsilon:g}; both must lie within 0 and 1: choose an epsilon below"
+            f" {min(density, 1 - density):g}"
+        )
 
 
 def find_method(name: object) -> Method:

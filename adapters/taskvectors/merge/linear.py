@@ -4,22 +4,24 @@ from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
-from taskvectors.delta import Delta, LowRankDelta, SparseDelta, add
+from taskvectors.delta import Array, Delta, LowRankDelta, add
+from taskvectors.merge.election import total, weighted
 from taskvectors.merge.parts import Part, present, unstack
 
 
 def merge(part: Part, _parameters: Mapping[str, Any]) -> Delta | None:
-    """Sparse stays sparse and low rank stays low rank; a mixture is what is smaller."""
-    weighted = [(delta, weight) for delta, weight in present(part) if weight != 0]
-    if not weighted:
+    """One delta stays what it is and low rank stays low rank; else the sum over the stack."""
+    summands = [(delta, weight) for delta, weight in present(part) if weight != 0]
+    if not summands:
         return None
-    kinds = {type(delta) for delta, _ in weighted}
-    if kinds <= {SparseDelta} or kinds <= {LowRankDelta}:
+    if len(summands) == 1 or all(isinstance(delta, LowRankDelta) for delta, _ in summands):
         return reduce(
-            lambda total, delta: add(part.name, total, delta),
-            (delta if weight == 1.0 else delta * weight for delta, weight in weighted),
+            lambda left, right: add(part.name, left, right),
+            (delta if weight == 1.0 else delta * weight for delta, weight in summands),
         )
-    total = part.stack.values[0] * 0
-    for row, weight in zip(part.stack.values, part.weights, strict=True):
-        total += row * total.dtype.type(weight)
-    return unstack(part, total)
+    return unstack(part, weighted_sum(part, part.stack.values))
+
+
+def weighted_sum(part: Part, values: Array) -> Array:
+    """`Σ weights[k] values[k]`, one vector after the other: float32 [U] of [K, U]."""
+    return total(weighted(values, part.weights))

@@ -1,7 +1,7 @@
 """What a merge method sees of one parameter: every vector's delta, on the union of supports."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,7 @@ _BLOCK = 1 << 16
 class Part:
     """One parameter of K vectors.
 
-    deltas: [K]; None where a vector leaves the parameter as it is, or has weight 0 there. weights:
+    deltas: [K]; None where a vector leaves the parameter as it is or is not selected. weights:
     [K], each with the selection's factor in it. keys: [K], distinct; the random drops of a vector
     hang on its key.
     base: the base's own tensor, if it was given.
@@ -38,6 +38,21 @@ class Part:
     def stack(self) -> "Stack":
         """The deltas side by side on the union of their supports."""
         return stack_deltas(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """All parameters of a merge, in the order of `names`, each read when asked for, and again.
+
+    base_shapes: of every parameter of the base, if it was given.
+    """
+
+    names: Sequence[str]
+    read: Callable[[str], Part]
+    base_shapes: Mapping[str, Shape] | None = None
+
+    def __iter__(self) -> Iterator[Part]:
+        return map(self.read, self.names)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,11 +1,11 @@
 """From a method's name to the function that merges one parameter. Modules load when needed."""
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from taskvectors.delta import Delta, Shape
-from taskvectors.merge.parts import Part
+from taskvectors.merge.parts import Part, Parts
 from taskvectors.merge.sources import Source
 
 Merge: TypeAlias = Callable[[Part], Delta | None]
@@ -13,6 +13,13 @@ Merge: TypeAlias = Callable[[Part], Delta | None]
 _MODULES = {
     "linear": "linear",
     "ties": "ties",
+    "ties_peft": "ties_peft",
+    "ties_original": "ties_original",
+    "dare_linear": "dare_linear",
+    "dare_ties": "dare_ties",
+    "della": "della",
+    "breadcrumbs": "breadcrumbs",
+    "sce": "sce",
     "consensus": "consensus",
     "tall_masks": "tall_masks",
     "emr": "emr",
@@ -27,7 +34,7 @@ _MODULES = {
 
 A module with `prepare(sources, parameters, base_shapes)` looks at the whole model first and
 returns the function itself. One with `survey(parts, parameters)` does the same, where weights and
-selections count: `parts` are all parameters of the merge, in order, each read when asked for.
+selections count: `parts` are all parameters of the merge.
 """
 
 
@@ -36,7 +43,7 @@ def merger(
     parameters: Mapping[str, Any],
     sources: Sequence[Source],
     base_shapes: Mapping[str, Shape] | None,
-    parts: Iterable[Part],
+    parts: Parts,
 ) -> Merge:
     """The function that merges one parameter."""
     module = importlib.import_module(f"taskvectors.merge.{_MODULES[method]}")

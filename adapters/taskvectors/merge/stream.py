@@ -9,7 +9,7 @@ from taskvectors.checkpoint import Checkpoint
 from taskvectors.delta import Delta, Shape, shapes_differ
 from taskvectors.errors import InvalidLoadout
 from taskvectors.format import VectorWriter
-from taskvectors.merge.parts import Part
+from taskvectors.merge.parts import Part, Parts
 from taskvectors.merge.registry import Merge, merger
 from taskvectors.merge.sources import MemorySource, Source
 from taskvectors.methods import find_method
@@ -40,7 +40,10 @@ class MergedVector:
     ) -> None:
         if not sources:
             raise InvalidLoadout("a merge needs at least one task vector")
-        find_method(method).check_vectors(list(weights))
+        found = find_method(method)
+        found.check_vectors(list(weights))
+        for selection in selections or ():
+            found.check_selection(selection)
         self._sources = sources
         self._weights = weights
         self._selections = selections or [EVERYWHERE] * len(sources)
@@ -48,8 +51,8 @@ class MergedVector:
         self._checkpoint = base
         self.base: BaseInfo = reduce(BaseInfo.merged, (source.base for source in sources))
         self.shapes = _shapes(sources)
-        base_shapes = None if base is None else base.shapes
-        self._merge: Merge = merger(method, parameters, sources, base_shapes, self._parts())
+        parts = Parts(sorted(self.shapes), self._part, None if base is None else base.shapes)
+        self._merge: Merge = merger(method, parameters, sources, parts.base_shapes, parts)
 
     def delta(self, name: str) -> Delta | None:
         """The merged delta of one of `shapes`; None where nothing is left."""
@@ -64,18 +67,13 @@ class MergedVector:
             if progress is not None:
                 progress(done, len(self.shapes), name)
 
-    def _parts(self) -> Iterator[Part]:
-        return (self._part(name) for name in sorted(self.shapes))
-
     def _part(self, name: str) -> Part:
         module = module_of(name)
-        weights = tuple(
-            weight * selection.factor(module)
-            for weight, selection in zip(self._weights, self._selections, strict=True)
-        )
+        factors = tuple(selection.factor(module) for selection in self._selections)
+        weights = tuple(w * factor for w, factor in zip(self._weights, factors, strict=True))
         deltas = tuple(
-            source.delta(name) if weight != 0 and name in source.shapes else None
-            for source, weight in zip(self._sources, weights, strict=True)
+            source.delta(name) if factor != 0 and name in source.shapes else None
+            for source, factor in zip(self._sources, factors, strict=True)
         )
         tensor = None if self._checkpoint is None else self._checkpoint.read(name)
         return Part(name, self.shapes[name], deltas, weights, tuple(self._keys), tensor)
