@@ -19,6 +19,7 @@ from taskvectors.footprint import resident_bytes
 from taskvectors.format import check_against_base
 from taskvectors.spec import Loadout
 from taskvectors.store import DirectoryStore
+from taskvectors.store.composed import ServableFiles
 from taskvectors.vllm_plugin.config import PluginConfig
 from taskvectors.vllm_plugin.ledger import Entry, Ledger, Reservation
 from taskvectors.vllm_plugin.pool import FAILED, READY
@@ -84,7 +85,7 @@ class Admission:
         self._config = config
         self._worker = worker
         self._widths = (value_bytes, sparse_value_bytes)
-        self._store = DirectoryStore(config.store)
+        self._files = ServableFiles(DirectoryStore(config.store))
         self._ledger = Ledger(config.pool_bytes, config.max_vectors)
         self._loading: dict[str, Loading] = {}
         self._queue: deque[Waiter] = deque()
@@ -114,7 +115,7 @@ class Admission:
 
     def _footprint(self, digest: str) -> int:
         try:
-            header = self._store.header(digest)
+            header = self._files.header(digest)
         except OSError as error:
             raise VectorLoadFailed(f"task vector sha256:{digest} cannot be read") from error
         check_against_base(header, None, self._config.base_fingerprint)

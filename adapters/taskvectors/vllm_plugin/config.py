@@ -3,11 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from taskvectors.errors import UnsupportedEngine
 
 KEY = "task_vectors"
+_INTEGERS: Mapping[str, int] = {
+    "pool_bytes": 1,
+    "max_vectors": 1,
+    "max_waiting": 0,
+    "composed_bytes": 1,
+    "compose_memory_bytes": 1,
+}
+"""The least value of each."""
+_SECONDS = ("admission_timeout_s", "compose_timeout_s")
 
 
 @dataclass(frozen=True)
@@ -18,7 +26,10 @@ class PluginConfig:
     max_vectors: columns of the coefficient table, so how many vectors can be resident at once.
     base_fingerprint: vectors with another fingerprint are refused; None accepts all.
     admission_timeout_s: how long a request may wait for room in the pool.
-    max_waiting: how many requests may wait for room.
+    max_waiting: how many requests may wait for room, and how many for a composition.
+    composed_bytes: budget for composed loadouts in the store.
+    compose_memory_bytes: most memory of a process that composes.
+    compose_timeout_s: how long a composition may take, and how long it may wait for its turn.
     """
 
     store: Path
@@ -27,6 +38,9 @@ class PluginConfig:
     base_fingerprint: str | None = None
     admission_timeout_s: float = 30.0
     max_waiting: int = 1024
+    composed_bytes: int = 8 << 30
+    compose_memory_bytes: int = 8 << 30
+    compose_timeout_s: float = 300.0
 
     @classmethod
     def from_additional_config(cls, additional: object) -> "PluginConfig | None":
@@ -45,16 +59,16 @@ class PluginConfig:
         return cls(**{**fields, "store": Path(fields["store"])})._validated()
 
     def _validated(self) -> "PluginConfig":
-        bounds: dict[str, Any] = {"pool_bytes": 1, "max_vectors": 1, "max_waiting": 0}
-        for name, least in bounds.items():
+        for name, least in _INTEGERS.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UnsupportedEngine(
                     f"additional_config.{KEY}.{name} must be an integer ≥ {least}, not {value!r}"
                 )
-        timeout = self.admission_timeout_s
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-            raise UnsupportedEngine(
-                f"additional_config.{KEY}.admission_timeout_s must be a number > 0, not {timeout!r}"
-            )
+        for name in _SECONDS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise UnsupportedEngine(
+                    f"additional_config.{KEY}.{name} must be a number > 0, not {value!r}"
+                )
         return self

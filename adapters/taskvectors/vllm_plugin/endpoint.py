@@ -11,7 +11,15 @@ import itertools
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+)
+from pathlib import Path
 from typing import Any
 
 from taskvectors.errors import (
@@ -29,6 +37,7 @@ from taskvectors.errors import (
 from taskvectors.spec import Loadout
 from taskvectors.vllm_plugin import compat
 from taskvectors.vllm_plugin.admission import Admission
+from taskvectors.vllm_plugin.composer import ChildProcess, Composer
 from taskvectors.vllm_plugin.config import KEY, PluginConfig
 
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
@@ -144,11 +153,17 @@ class LoadoutService:
             )
         width = compat.hidden_dtype(engine.vllm_config).itemsize
         on_cpu = engine.vllm_config.device_config.device_type == "cpu"
-        self._admission = Admission(
+        sparse_width = 4 if on_cpu else width
+        model = str(engine.vllm_config.model_config.model)
+        compose = ChildProcess(
             config,
-            EngineWorker(engine),
             value_bytes=width,
-            sparse_value_bytes=4 if on_cpu else width,
+            sparse_value_bytes=sparse_width,
+            base_dir=model if Path(model).is_dir() else None,
+        )
+        self._composer = Composer(config, compose)
+        self._admission = Admission(
+            config, EngineWorker(engine), value_bytes=width, sparse_value_bytes=sparse_width
         )
         num_slots: int = engine.vllm_config.lora_config.max_loras
         self._registry = Registry(state.openai_serving_models.lora_requests, keep=2 * num_slots)
@@ -156,9 +171,30 @@ class LoadoutService:
     @contextlib.asynccontextmanager
     async def serve(self, loadout: Loadout) -> Any:
         """While open, vLLM answers requests whose model is the loadout's engine name."""
-        async with self._admission.admit(loadout):
-            with self._registry.registered(loadout):
+        async with admitted(self._composer, self._admission, loadout) as served:
+            with self._registry.registered(loadout, served):
                 yield
+
+
+@contextlib.asynccontextmanager
+async def admitted(
+    composer: Composer, admission: Admission, loadout: Loadout
+) -> AsyncIterator[Loadout]:
+    """Compose and admit a loadout; yields the linear one that is served for it.
+
+    A composed file that cannot be loaded is looked at, and composed again if it is damaged: once.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        served = await composer.compose(loadout)
+        try:
+            await stack.enter_async_context(admission.admit(served))
+        except (VectorLoadFailed, VectorNotFound, InvalidFile):
+            if served is loadout:
+                raise
+            await composer.repair(served)
+            served = await composer.compose(loadout)
+            await stack.enter_async_context(admission.admit(served))
+        yield served
 
 
 class Registry:
@@ -176,11 +212,14 @@ class Registry:
         self._next_id = itertools.count(1)
 
     @contextlib.contextmanager
-    def registered(self, loadout: Loadout) -> Iterator[None]:
-        """Keep `loadout` in the table while open."""
+    def registered(self, loadout: Loadout, served: Loadout) -> Iterator[None]:
+        """Keep `loadout` in the table while open; the worker computes `served`, a linear one.
+
+        The prefix cache is keyed by both.
+        """
         name = loadout.engine_name
         if name not in self._users:
-            self._served[name] = compat.lora_request(name, self._id(name), loadout.canonical)
+            self._served[name] = compat.lora_request(name, self._id(name), served.canonical)
         self._users[name] = self._users.get(name, 0) + 1
         try:
             yield

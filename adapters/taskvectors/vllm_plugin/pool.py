@@ -17,6 +17,7 @@ import torch
 from taskvectors.errors import TaskVectorError
 from taskvectors.format import read_vector
 from taskvectors.store import DirectoryStore
+from taskvectors.store.composed import ServableFiles
 from taskvectors.vllm_plugin.sites import Site
 from taskvectors.vllm_plugin.staging import Stager
 
@@ -42,7 +43,7 @@ class ResidentPool:
     """Resident vectors by digest. `status` answers 'loading', 'ready' or 'failed: why'."""
 
     def __init__(self, store: DirectoryStore, stager: Stager) -> None:
-        self._store = store
+        self._files = ServableFiles(store)
         self._stager = stager
         self._orders: dict[str, Order] = {}
         self._status: dict[str, str] = {}
@@ -91,7 +92,7 @@ class ResidentPool:
         if not self._is_wanted(order):
             return
         try:
-            vector = read_vector(self._store.path(order.digest), expected_digest=order.digest)
+            vector = read_vector(self._files.path(order.digest), expected_digest=order.digest)
             staged = self._stager.stage(vector, order.column)
             self._sites[order] = [site for site, _ in staged]
             for site, deltas in staged:

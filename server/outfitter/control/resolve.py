@@ -8,6 +8,7 @@ from typing import NoReturn
 from outfitter.control.selection import Modules
 from outfitter.errors import ApiError
 from taskvectors.errors import BaseMismatch, InvalidLoadout
+from taskvectors.merge.compose import check_at_request
 from taskvectors.methods import find_method
 from taskvectors.spec import (
     Loadout,
@@ -96,6 +97,7 @@ def plan(
     """
     if requested is None:
         return Plan(Loadout(()), None)
+    check_at_request(requested.method)
     found = [(vector, resolve(vector.reference)) for vector in requested.vectors]
     for vector, resolved in found:
         _check_base(vector.reference, resolved, base_fingerprint)
