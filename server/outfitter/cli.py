@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from outfitter.client import GatewayError
-from outfitter.commands import files, imports, merge, serve, vectors
+from outfitter.commands import export, files, imports, merge, serve, vectors
 from outfitter.config import InvalidConfig
 from taskvectors import __version__
 from taskvectors.errors import TaskVectorError
@@ -36,9 +36,11 @@ app = typer.Typer(
 )
 app.command()(serve.serve)
 app.command()(files.extract)
-app.command("import-lora")(imports.import_lora)
+app.command("import")(imports.import_adapter)
+app.command("import-lora", hidden=True)(imports.import_adapter)
 app.command()(files.inspect)
 app.command()(merge.merge)
+app.command()(export.export)
 app.command()(vectors.push)
 app.command("list")(vectors.list_vectors)
 app.command()(vectors.delete)

@@ -1,4 +1,4 @@
-"""Adapters of other libraries as task vectors: PEFT LoRA folders.
+"""PEFT LoRA folders as task vectors.
 
 `delta = scale * B @ A` with `scale = alpha / r`, or `alpha / sqrt(r)` for rank-stabilised LoRA
 (arXiv 2312.03732); A and B are stored as they are. What is not such a product is refused.
@@ -15,17 +15,22 @@ from typing import Any
 import numpy as np
 
 from taskvectors.checkpoint import Checkpoint, fingerprint, read_json
-from taskvectors.delta import VALUE_DTYPES, Array, LowRankDelta
-from taskvectors.errors import InvalidCheckpoint, UnsupportedAdapter
+from taskvectors.delta import LowRankDelta
+from taskvectors.errors import UnsupportedAdapter
+from taskvectors.exchange.peft_folder import (
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    as_value,
+    base_name,
+    check_copy_of_base,
+    find_base,
+)
 from taskvectors.format.header import match_shape
 from taskvectors.format.metadata import card
 from taskvectors.format.writer import VectorWriter
 from taskvectors.vector import BaseInfo
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-
-_PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB])(?:\.weight)?")
 _FULL_WEIGHT = re.compile(r"(?P<module>.+?)(?:\.base_layer)?\.weight")
 
@@ -83,8 +88,8 @@ def import_lora(
     folder = Path(peft_dir)
     fields = read_json(folder / CONFIG)
     config = _parse_config(fields)
-    base = _find_base(fields, base_dir)
-    name = _base_name(fields, base)
+    base = find_base(fields, base_dir)
+    name = base_name(fields, base)
     adapter = Checkpoint.open(folder, weights=WEIGHTS)
     factors = _pair_factors(adapter, base)
     info = BaseInfo(name, None if base is None else fingerprint(base))
@@ -136,32 +141,15 @@ def _pattern_value(patterns: Mapping[str, float], module: str, default: float) -
         raise UnsupportedAdapter(f"a rank or alpha pattern is no valid regex: {error}") from error
 
 
-def _find_base(
-    fields: Mapping[str, Any], base_dir: str | os.PathLike[str] | None
-) -> Checkpoint | None:
-    if base_dir is not None:
-        return Checkpoint.open(base_dir)
-    named = fields.get("base_model_name_or_path")
-    return Checkpoint.open(named) if named and Path(named).is_dir() else None
-
-
-def _base_name(fields: Mapping[str, Any], base: Checkpoint | None) -> str:
-    """The Hub name as the adapter gives it; of a local path only the last component."""
-    named = str(fields.get("base_model_name_or_path") or "")
-    if base is not None and (not named or Path(named).is_dir() or Path(named).is_absolute()):
-        return base.directory.resolve().name
-    return Path(named).name if Path(named).is_absolute() else named
-
-
 def _pair_factors(adapter: Checkpoint, base: Checkpoint | None) -> dict[str, dict[str, str]]:
     """Module to {"lora_A": tensor name, "lora_B": tensor name}, or the embedding's parts."""
     modules: dict[str, dict[str, str]] = {}
     for name in adapter.names:
-        inner = name.removeprefix(_PREFIX)
+        inner = name.removeprefix(PREFIX)
         if match := _FACTOR.fullmatch(inner):
             modules.setdefault(match["module"], {})[match["part"]] = name
         elif match := _FULL_WEIGHT.fullmatch(inner):
-            _check_copy_of_base(f"{match['module']}.weight", adapter.read(name), base)
+            check_copy_of_base(f"{match['module']}.weight", adapter.read(name), base)
         else:
             raise UnsupportedAdapter(f"tensor {name} is neither lora_A nor lora_B")
     if not modules:
@@ -175,7 +163,7 @@ def _pair_factors(adapter: Checkpoint, base: Checkpoint | None) -> dict[str, dic
 def _delta(
     module: str, parts: Mapping[str, str], adapter: Checkpoint, config: _Config
 ) -> LowRankDelta:
-    a, b = (_as_value(adapter.read(parts[key])) for key in sorted(parts))
+    a, b = (as_value(adapter.read(parts[key])) for key in sorted(parts))
     if a.ndim != 2 or b.ndim != 2:
         raise UnsupportedAdapter(
             f"{module} is no linear layer: A {list(a.shape)}, B {list(b.shape)}"
@@ -192,10 +180,6 @@ def _delta(
     return LowRankDelta((b.shape[0], a.shape[1]), a, b, config.scale_of(module))
 
 
-def _as_value(array: Array) -> Array:
-    return array if array.dtype in VALUE_DTYPES else array.astype(np.float32)
-
-
 def _check_tied(
     module: str, parts: Mapping[str, str], fields: Mapping[str, Any], base: Checkpoint
 ) -> None:
@@ -204,17 +188,3 @@ def _check_tied(
         raise UnsupportedAdapter(
             f"{module} is tied to lm_head in the base, but ensure_weight_tying is off"
         )
-
-
-def _check_copy_of_base(name: str, stored: Array, base: Checkpoint | None) -> None:
-    """PEFT may save whole embeddings beside the factors: fine while they are the base's own."""
-    if base is None:
-        raise UnsupportedAdapter(f"{name} is saved whole; give the base to compare it with")
-    tied = base.is_tied and name == "lm_head.weight"
-    own = next((n for n in base.names if tied and n.endswith("embed_tokens.weight")), name)
-    try:
-        unchanged = np.array_equal(base.read(own).astype(stored.dtype), stored)
-    except InvalidCheckpoint:
-        unchanged = False
-    if not unchanged:
-        raise UnsupportedAdapter(f"{name} is saved whole and differs from the base's")
