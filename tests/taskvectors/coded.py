@@ -1,10 +1,14 @@
 """Small vectors for the encodings of task vector files, and the golden files made of them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from taskvectors.delta import Delta
 from taskvectors.format import Exceptions, VectorWriter
@@ -13,6 +17,35 @@ from tests.taskvectors.making import BF16, FINGERPRINT, sparse
 
 FOLDER = Path(__file__).parent / "golden"
 FEW, ROWS, EMPTY, NORM = "layers.0.q.weight", "layers.0.up.weight", "layers.1.q.weight", "norm.bias"
+
+
+SOME = settings(max_examples=60, deadline=None)
+FLOATS = (np.dtype(np.float32), np.dtype(np.float16), BF16)
+
+
+@st.composite
+def sparse_deltas(draw: st.DrawFn) -> SparseDelta:
+    """Any shape and density, with zeros, ties and negatives; rows with and without values."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = tuple(draw(st.lists(st.integers(0, 30), max_size=3)))
+    if draw(st.booleans()):
+        shape = (draw(st.integers(1, 4)), draw(st.integers(64, 300)))
+    numel = math.prod(shape)
+    count = round(numel * draw(st.sampled_from([0, 0.02, 0.5, 1])))
+    index = np.sort(rng.choice(numel, count, replace=False)) if numel else np.empty(0)
+    spread = draw(st.sampled_from([1e-30, 1e-3, 1.0, 1e3]))
+    numbers = rng.normal(size=count) * spread
+    if draw(st.booleans()):
+        numbers = np.round(numbers / spread) * spread  # ties and zeros
+    dtype = draw(st.sampled_from(FLOATS))
+    return SparseDelta(shape, index.astype(np.int64), numbers.astype(dtype))
+
+
+def write(path: Path, delta: Any, exact: Exceptions | None = None, **how: Any) -> str:
+    """A file with the one parameter `w`."""
+    with VectorWriter(path, BaseInfo("b"), **how) as writer:
+        writer.add("w", delta, exact)
+        return writer.finish({})
 
 
 @dataclass(frozen=True)

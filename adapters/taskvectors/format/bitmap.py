@@ -10,7 +10,7 @@ import numpy as np
 from taskvectors.delta import Array
 from taskvectors.errors import InvalidIndex
 
-_CHUNK = 1 << 17
+_CHUNK = 1 << 14
 
 
 def num_bytes(bits: int) -> int:
