@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from outfitter.client import GatewayError
-from outfitter.commands import export, files, imports, merge, serve, vectors
+from outfitter.commands import export, files, imports, interference, merge, serve, vectors
 from outfitter.config import InvalidConfig
 from taskvectors import __version__
 from taskvectors.errors import TaskVectorError
@@ -39,6 +39,7 @@ app.command()(files.extract)
 app.command("import")(imports.import_adapter)
 app.command("import-lora", hidden=True)(imports.import_adapter)
 app.command()(files.inspect)
+app.command()(interference.interference)
 app.command()(merge.merge)
 app.command()(export.export)
 app.command()(vectors.push)
