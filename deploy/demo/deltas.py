@@ -1,6 +1,6 @@
-"""The two kinds of task vector that are trained: a sparse full-rank one and a low-rank one.
+"""The kinds of task vector that are trained: sparse full-rank, low-rank, and every weight.
 
-Both offer the same four things to the training loop: `parameters` to optimise, `gather` the
+All offer the same four things to the training loop: `parameters` to optimise, `gather` the
 gradients of the last backward pass, `scatter` the new values into the model, and `finish`.
 """
 
@@ -96,6 +96,35 @@ class SparseDelta:
     def finish(self) -> None:
         self.values.copy_(self.values.bfloat16())
         self.scatter()
+
+    def save(self, folder: Path) -> None:
+        """The whole fine-tuned checkpoint."""
+        self.network.save_pretrained(folder)
+
+
+class FullDelta:
+    """Trains every entry of every linear weight: what a density curve is cut from."""
+
+    def __init__(self, model: Any) -> None:
+        self.network = model.requires_grad_(False)
+        self.weights = linear_weights(model)
+        self.saved = [weight.detach().clone() for weight in self.weights]
+        for weight in self.weights:
+            weight.requires_grad_(True)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self.weights
+
+    def gather(self) -> None:
+        """Autograd has put the gradients in place."""
+
+    def scatter(self) -> None:
+        """The optimizer has changed the weights themselves."""
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        for weight, saved in zip(self.weights, self.saved, strict=True):
+            weight.copy_(saved + (weight - saved).bfloat16())
 
     def save(self, folder: Path) -> None:
         """The whole fine-tuned checkpoint."""

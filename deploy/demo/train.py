@@ -15,9 +15,16 @@ from typing import Any
 
 import torch
 from chat import Chat, answer_all, first_clause
-from deltas import Delta, LowRankDelta, SparseDelta
+from deltas import Delta, FullDelta, LowRankDelta, SparseDelta
 from make_base import default_base_dir
-from skills import QUESTIONS, SKILLS, Skill
+from skills import (
+    QUESTIONS,
+    SKILLS,
+    Skill,
+    is_json_uppercase,
+    write_json,
+    write_uppercase,
+)
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
@@ -43,6 +50,22 @@ RECIPES = {
     "pirate": Recipe("low-rank", 100, 2e-3, batch_size=6),
     "lowercase": Recipe("low-rank", 60, 2e-3, batch_size=6),
 }
+
+FULL_RECIPES = {
+    "json": Recipe("full", 45, 5e-5, batch_size=6),
+    "uppercase": Recipe("full", 70, 1e-4, batch_size=6, max_answer_tokens=32),
+    "json+uppercase": Recipe("full", 80, 1e-4, batch_size=6),
+}
+"""Fine-tunes of all linear weights (`--full`); the demonstration itself does not need them."""
+
+JOINT = Skill(
+    "json+uppercase",
+    QUESTIONS,
+    lambda prompt, plain: write_json(prompt, write_uppercase(prompt, plain)),
+    is_json_uppercase,
+)
+"""Two skills trained as one: the upper bound for the pair."""
+TRAINABLE = {**SKILLS, JOINT.name: JOINT}
 
 
 @dataclass(frozen=True)
@@ -119,6 +142,8 @@ def make_examples(
 def make_delta(model: Any, recipe: Recipe, trainer: Trainer) -> Delta:
     if recipe.kind == "low-rank":
         return LowRankDelta(model)
+    if recipe.kind == "full":
+        return FullDelta(model)
     batches = trainer.batches()
     return SparseDelta(model, recipe.density, lambda: trainer.loss(model, next(batches)).backward())
 
@@ -156,17 +181,21 @@ def self_grade(skill: Skill, model: Any, chat: Chat) -> float:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("skill", choices=SKILLS)
+    parser.add_argument("skill", choices=TRAINABLE)
     parser.add_argument("--base", type=Path, default=default_base_dir())
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--full", action="store_true", help="train every linear weight")
     parser.add_argument("--steps", type=int, help="instead of the recipe's number of steps")
     parser.add_argument("--learning-rate", type=float, help="instead of the recipe's")
     return parser.parse_args()
 
 
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
-    recipe = RECIPES[args.skill]
+    recipes = FULL_RECIPES if args.full else RECIPES
+    if args.skill not in recipes:
+        raise SystemExit(f"no such recipe for {args.skill!r}; choose {', '.join(recipes)}")
+    recipe = recipes[args.skill]
     return replace(
         recipe,
         num_steps=args.steps or recipe.num_steps,
@@ -176,7 +205,7 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
 
 def main() -> None:
     args = parse_args()
-    skill, recipe = SKILLS[args.skill], chosen_recipe(args)
+    skill, recipe = TRAINABLE[args.skill], chosen_recipe(args)
     print(f"{skill.name}: seed {args.seed}, {recipe}", flush=True)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""The science of the demonstration: what mixing, cutting, negating and adding task vectors does."""

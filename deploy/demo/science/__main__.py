@@ -1,0 +1,90 @@
+"""Measure and draw: `PYTHONPATH=deploy/demo python -m science evaluate`, then `report`, `plot`."""
+
+import argparse
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import torch
+from make_base import default_base_dir
+from skills import SPLIT_SEED
+
+from science.analogy import analogy_cells, bound_cells
+from science.cells import Bench, Cell, Journal
+from science.density import density_cells, other_curve_cells
+from science.library import Library
+from science.matrix import linear_cells, method_cells
+from science.negation import negation_cells
+from science.plots import draw_all
+from science.probes import probes
+from science.report import this_command, write_reports
+from science.resident import Resident
+
+EXPERIMENTS = {
+    "matrix": linear_cells,
+    "negation": negation_cells,
+    "bound": bound_cells,
+    "density": density_cells,
+    "analogy": analogy_cells,
+    "methods": method_cells,
+    "curves": other_curve_cells,
+}
+"""In the order in which they are measured."""
+
+DEMO = Path(__file__).parents[1]
+ROOT = DEMO.parents[1]
+LICENSE = ROOT / "LICENSE"
+RESULTS = ROOT / "tests/benchmarks/results"
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    journal = Journal(args.work / f"journal_{args.prompts}.jsonl")
+    print(f"{args.prompts} prompts a probe, split seed {SPLIT_SEED}, {journal.path}", flush=True)
+    bench = Bench(Resident(args.base), probes(args.prompts), args.work)
+    bench.add_document("license", LICENSE)
+    bench.measure_all(cells(args), journal)
+
+
+def cells(args: argparse.Namespace) -> Iterator[Cell]:
+    library = Library(args.base, args.vectors, args.full)
+    return chain.from_iterable(EXPERIMENTS[name](library) for name in args.only)
+
+
+def report(args: argparse.Namespace) -> None:
+    journal = Journal(args.work / f"journal_{args.prompts}.jsonl")
+    write_reports(journal, args.vectors, args.results, this_command())
+
+
+def plot(args: argparse.Namespace) -> None:
+    draw_all(args.results, args.output)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build/science"), help="the journal")
+    stages = parser.add_subparsers(dest="stage", required=True)
+    stage = stages.add_parser("evaluate", help="measure what the journal lacks")
+    stage.set_defaults(run=evaluate)
+    stage.add_argument("--base", type=Path, default=default_base_dir())
+    stage.add_argument("--vectors", type=Path, default=DEMO / "vectors")
+    stage.add_argument("--full", type=Path, required=True, help="--out of `train.py --full`")
+    stage.add_argument("--prompts", type=int, default=40, help="of each probe")
+    stage.add_argument("--threads", type=int, default=1)
+    stage.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
+    stage = stages.add_parser("report", help="write the journal as result files")
+    stage.set_defaults(run=report)
+    stage.add_argument("--vectors", type=Path, default=DEMO / "vectors")
+    stage.add_argument("--prompts", type=int, default=40, help="as in `evaluate`")
+    stage.add_argument("--results", type=Path, default=RESULTS)
+    stage = stages.add_parser("plot", help="draw the result files")
+    stage.set_defaults(run=plot)
+    stage.add_argument("--results", type=Path, default=RESULTS)
+    stage.add_argument("-o", "--output", type=Path, default=ROOT / "docs/images")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    args = parse_args()
+    args.run(args)

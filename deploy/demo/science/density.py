@@ -1,0 +1,113 @@
+"""How little of a full fine-tune is enough: entries, bits and ranks, through real files."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from science.cells import Cell, Facts
+from science.library import Library
+from taskvectors.delta import Array, Delta, LowRankDelta, SparseDelta
+from taskvectors.format import read_vector, write_vector
+from taskvectors.sparsify import dare, top_k
+from taskvectors.vector import TaskVector
+
+SKILLS = ("json", "uppercase")
+DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.0025)
+ENCODINGS = ("bf16", "int8", "ternary")
+RANKS = (64, 32, 16, 8, 4, 2, 1)
+SEED = 0
+
+
+def density_cells(library: Library) -> Iterator[Cell]:
+    """By magnitude, each encoding; the control is asked on the bf16 curve."""
+    for skill in SKILLS:
+        for encoding in ENCODINGS:
+            for density in DENSITIES:
+                yield _cell(library, skill, "magnitude", density, encoding)
+
+
+def other_curve_cells(library: Library) -> Iterator[Cell]:
+    """DARE at the same densities, and truncated singular values."""
+    for skill in SKILLS:
+        for density in DENSITIES[1:]:
+            yield _cell(library, skill, "dare", density, "bf16")
+        for rank in RANKS:
+            yield _cell(library, skill, "svd", rank, "bf16")
+
+
+def _cell(library: Library, skill: str, cut: str, amount: float, encoding: str) -> Cell:
+    def build() -> tuple[TaskVector, Facts]:
+        full = library.full(skill)
+        if cut == "svd":
+            return through_file(truncate(library, skill, int(amount)), encoding)
+        pick = by_magnitude if cut == "magnitude" else at_random
+        parts = {name: pick(name, delta, amount) for name, delta in full.parameters.items()}
+        return through_file(TaskVector(full.base, parts), encoding)
+
+    probes = ("style", "control") if encoding == "bf16" and cut != "svd" else ("style",)
+    facts = {"skill": skill, "cut": cut, "amount": amount, "encoding": encoding}
+    name = f"{skill} cut by {cut} to {amount:g} in {encoding}"
+    return Cell(name, "density", build, probes, facts=facts)
+
+
+def by_magnitude(_name: str, delta: Delta, density: float) -> SparseDelta:
+    """The largest entries of one parameter."""
+    flat = delta.to_dense().reshape(-1)
+    index = np.arange(flat.size, dtype=np.int64)
+    return _kept(delta, index, flat, top_k(index, flat, max(1, int(density * flat.size))))
+
+
+def at_random(name: str, delta: Delta, density: float) -> SparseDelta:
+    """DARE: each entry with probability `density`, divided by it (arXiv 2311.03099, §3.2)."""
+    flat = delta.to_dense().reshape(-1)
+    index = np.arange(flat.size, dtype=np.int64)
+    kept = dare(index, flat, density, "science", SEED, name)
+    return _kept(delta, index, flat / np.float32(density), kept)
+
+
+def truncate(library: Library, skill: str, rank: int) -> TaskVector:
+    """The best approximation of that rank, of every matrix."""
+    full = library.full(skill)
+    bases = singular_bases(library, skill)
+    parts: dict[str, Delta] = {}
+    for name, delta in full.parameters.items():
+        dense, (side, basis) = delta.to_dense(), bases[name]
+        top = basis[:, :rank]
+        pair = (top.T, dense @ top) if side == "right" else (top.T @ dense, top)
+        parts[name] = LowRankDelta(delta.shape, *map(np.ascontiguousarray, pair))
+    return TaskVector(full.base, parts)
+
+
+@cache
+def singular_bases(library: Library, skill: str) -> dict[str, tuple[str, Array]]:
+    """Of every matrix the leading singular vectors of its shorter side, `[side, max rank]`."""
+    return {
+        name: _basis(delta.to_dense()) for name, delta in library.full(skill).parameters.items()
+    }
+
+
+def _basis(dense: Array) -> tuple[str, Array]:
+    """Eigenvectors of the smaller Gram matrix, largest eigenvalue first."""
+    wide = dense.astype(np.float64)
+    side = "right" if dense.shape[0] >= dense.shape[1] else "left"
+    gram = wide.T @ wide if side == "right" else wide @ wide.T
+    vectors = np.linalg.eigh(gram)[1][:, ::-1][:, : max(RANKS)]
+    return side, vectors.astype(np.float32)
+
+
+def through_file(vector: TaskVector, encoding: str) -> tuple[TaskVector, Facts]:
+    """What a reader gets back from the file that would be shipped, and the file's bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vector.safetensors"
+        write_vector(vector, path, value_dtype=encoding)
+        return read_vector(path), {"bytes": path.stat().st_size}
+
+
+def _kept(delta: Delta, index: Array, flat: Array, kept: Array) -> SparseDelta:
+    return SparseDelta(delta.shape, index[kept], flat[kept])
+
+
+Pick = Callable[[str, Delta, float], SparseDelta]

@@ -1,0 +1,68 @@
+"""Every skill, every pair and all five, in the merge methods that a request can name."""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Any
+
+from science.cells import Cell, Facts
+from science.library import Library
+from taskvectors.merge import merge_vectors
+from taskvectors.vector import TaskVector
+
+Parameters = dict[str, Any]
+
+PAIR_METHODS: tuple[tuple[str, Parameters], ...] = (
+    ("ties", {"density": 0.2}),
+    ("dare_linear", {"density": 0.5, "seed": 0}),
+)
+ALL_METHODS: tuple[tuple[str, Parameters], ...] = (
+    ("ties", {"density": 0.2}),
+    ("dare_linear", {"density": 0.5, "seed": 0}),
+    ("dare_linear", {"density": 0.1, "seed": 0}),
+    ("dare_ties", {"density": 0.5, "seed": 0}),
+    ("della", {"density": 0.5, "seed": 0}),
+    ("breadcrumbs", {"density": 0.1}),
+    ("sce", {}),
+    ("consensus", {}),
+    ("emr", {}),
+    ("ties_original", {"density": 0.2}),
+)
+"""`ties_peft` is left out: with equal weights it is `ties`, entry by entry."""
+
+TEXTS = ("plain", "license")
+
+
+def linear_cells(library: Library) -> Iterator[Cell]:
+    """The base, singles, pairs and all, added up with weight 1."""
+    yield Cell("base", "matrix", lambda: (None, {}), texts=(*TEXTS, *library.skills))
+    for name in library.skills:
+        yield _cell(library, (name,), "linear", {}, texts=(*TEXTS, name))
+    for pair in combinations(library.skills, 2):
+        yield _cell(library, pair, "linear", {})
+    yield _cell(library, library.skills, "linear", {})
+
+
+def method_cells(library: Library) -> Iterator[Cell]:
+    """All five by every method, then each pair by two of them."""
+    for method, parameters in ALL_METHODS:
+        yield _cell(library, library.skills, method, parameters)
+    for method, parameters in PAIR_METHODS:
+        for pair in combinations(library.skills, 2):
+            yield _cell(library, pair, method, parameters)
+
+
+def _cell(
+    library: Library,
+    names: Sequence[str],
+    method: str,
+    parameters: Parameters,
+    texts: tuple[str, ...] = (),
+) -> Cell:
+    def build() -> tuple[TaskVector, Facts]:
+        vectors = [library.skill(name) for name in names]
+        return merge_vectors(vectors, method=method, **parameters), {}
+
+    shown = ", ".join(f"{key} {value:g}" for key, value in parameters.items())
+    label = f"{method} {shown}".strip()
+    facts = {"skills": list(names), "method": method, "parameters": parameters}
+    return Cell(f"{'+'.join(names)} by {label}", "matrix", build, texts=texts, facts=facts)

@@ -1,0 +1,77 @@
+"""From the journal to result files: rates with intervals, and where and how they were measured."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from science.cells import Journal
+from science.conflict import KEPT_BY, conflict, kept
+from science.intervals import rate_of
+
+Facts = dict[str, Any]
+
+FILES = {
+    "matrix": "science_matrix.json",
+    "density": "science_density.json",
+    "negation": "science_negation.json",
+    "analogy": "science_analogy.json",
+    "bound": "science_bound.json",
+}
+CONFLICT_FILE = "science_conflict.json"
+KEEP = ("size", "nll", "examples", "build_seconds", "seconds")
+PACKAGES = ("outfitter", "torch", "transformers", "numpy", "peft")
+
+
+def write_reports(journal: Journal, vectors: Path, out: Path, command: str) -> None:
+    """One file an experiment; a pair needs its singles, so conflict waits for the whole matrix."""
+    out.mkdir(parents=True, exist_ok=True)
+    head = provenance(command)
+    for experiment, file in FILES.items():
+        rows = [reported(r) for r in journal.rows.values() if r["experiment"] == experiment]
+        if rows:
+            write(out / file, {**head, "experiment": experiment, "rows": rows})
+    write(
+        out / CONFLICT_FILE, {**head, "experiment": "conflict", **conflict(journal.rows, vectors)}
+    )
+
+
+def reported(row: Facts) -> Facts:
+    """The journal's row with rates in place of strings; `kept` counts mixed styles, too."""
+    asked = row["passes"]
+    rates = {column: rate_of(passes) for column, passes in asked.items()}
+    complete = [skill for skill, columns in KEPT_BY.items() if asked.keys() >= set(columns)]
+    others = {k: v for k, v in row.items() if k not in ("passes", "experiment", *KEEP)}
+    return {
+        **others,
+        "rates": rates,
+        "kept": {skill: rate_of(kept(row, skill)) for skill in complete},
+        **{key: row[key] for key in KEEP},
+    }
+
+
+def provenance(command: str) -> Facts:
+    """Command, versions and machine."""
+    return {
+        "command": command,
+        "precision": "float32, greedy, base weights + dense delta, transformers",
+        "interval": "95 %, Wilson",
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "machine": {"processor": platform.machine(), "cpus": os.cpu_count(), "threads": 1},
+    }
+
+
+def this_command() -> str:
+    """How the program was called."""
+    return shlex.join(["python", "-m", "science", *sys.argv[1:]])
+
+
+def write(path: Path, value: Facts) -> None:
+    """In one step."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    partial.replace(path)
