@@ -129,7 +129,7 @@ def test_extract_writes_a_file_and_a_report(tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     result = invoke("extract", base, tuned, "-o", out, "--density", "0.25", "--dtype", "fp32")
     assert result.exit_code == 0, result.stderr
-    assert re.search(r"all changed +2 +12 ", result.stdout)
+    assert re.search(r"all +2 +12 ", result.stdout)
     assert file_digest(out) in result.stdout
     assert read_header(out).parameters["model.layers.0.mlp.up_proj.weight"].nnz == 8
 
@@ -138,8 +138,8 @@ def test_extract_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     """A density, a dtype or a checkpoint that does not fit."""
     base, tuned = checkpoint(tmp_path / "base", 1), checkpoint(tmp_path / "tuned", 2)
     arguments = ("extract", base, tuned, "-o", tmp_path / "out")
-    fails(invoke(*arguments, "--density", "2"), "--density 2.0", "at most 1")
-    fails(invoke(*arguments, "--dtype", "int4"), "'int4'; choose bf16, fp16, fp32")
+    fails(invoke(*arguments, "--density", "2"), "--density must be", "at most 1, not 2.0")
+    fails(invoke(*arguments, "--dtype", "int4"), "'int4'; choose fp32, bf16, fp16")
     save_file({"other": np.zeros(1, np.float32)}, tuned / "model.safetensors")
     fails(invoke(*arguments), "cannot be subtracted", "model.norm.weight")
     assert not (tmp_path / "out").exists()

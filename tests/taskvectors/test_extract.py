@@ -251,7 +251,7 @@ def test_many_problems_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("density", [0.0, -1.0, 1.01, float("nan")])
 def test_density_is_a_share(tmp_path: Path, density: float) -> None:
     """Above 0, at most 1."""
-    with pytest.raises(ValueError, match="density must be above 0 and at most 1"):
+    with pytest.raises(ValueError, match="`density` must be above 0 and at most 1"):
         extract(tmp_path, tmp_path, tmp_path / "x", density=density)
 
 

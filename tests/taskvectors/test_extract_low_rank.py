@@ -124,6 +124,6 @@ def test_an_energy_beyond_every_rank_is_refused(
     monkeypatch.setattr(low_rank, "MAX_RANK", 8)
     full = np.random.default_rng(2).standard_normal((60, 50)).astype(np.float32)
     base, tuned = files(tmp_path, {"w.weight": full})
-    with pytest.raises(InvalidExtraction, match=r"w.weight needs more than 8 ranks for energy 0.9"):
+    with pytest.raises(InvalidExtraction, match=r"w.weight needs more than 8 ranks"):
         extract(base, tuned, tmp_path / "x", method="low_rank", energy=0.9)
     assert not (tmp_path / "x").exists()

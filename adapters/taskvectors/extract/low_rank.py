@@ -60,8 +60,8 @@ def _rank(name: str, sigma: Array, settings: Settings, energy: float) -> int:
 
 def _too_flat(name: str, energy: float) -> InvalidExtraction:
     return InvalidExtraction(
-        f"{name} needs more than {MAX_RANK} ranks for energy {energy}; lower energy, or choose"
-        " method magnitude"
+        f"{name} needs more than {MAX_RANK} ranks for `energy` {energy}; lower `energy`, or choose"
+        " `method` magnitude"
     )
 
 

@@ -32,7 +32,10 @@ DEFAULT_VALUES = "bf16"
 
 
 class InvalidExtraction(TaskVectorError, ValueError):
-    """An extraction was asked for in a way that cannot be done."""
+    """An extraction was asked for in a way that cannot be done.
+
+    The message has the names of options in backticks, so that a command line can spell them.
+    """
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,13 @@ def make_settings(
     options = {name: value for name, value in given.items() if value is not None}
     allowed = OPTIONS[method]
     if unused := [name for name in options if name not in allowed]:
-        use = f"it takes {', '.join(allowed)}" if allowed else "it takes no options"
-        raise InvalidExtraction(f"{unused[0]} is of no use with method {method}; {use}")
+        use = ", ".join(f"`{name}`" for name in allowed) or "no options"
+        raise InvalidExtraction(
+            f"`{unused[0]}` is of no use with `method` {method}; it takes {use}"
+        )
     if method == "low_rank" and "energy" in options:
         if "rank" in options:
-            raise InvalidExtraction("rank and energy exclude each other; choose one")
+            raise InvalidExtraction("`rank` and `energy` exclude each other; choose one")
         options["rank"] = None
     values = {**allowed, **options}
     _check(values)
@@ -87,10 +92,10 @@ def _value_dtype(method: str, value_dtype: str | None) -> str | None:
     choices = tuple(VALUE_NAMES) if method in ("lossless", "low_rank") else VALUE_ENCODINGS
     if value_dtype in VALUE_ENCODINGS and value_dtype not in choices:
         raise InvalidExtraction(
-            f"value dtype {value_dtype} is of no use with method {method}; choose"
+            f"`value_dtype` {value_dtype} is of no use with `method` {method}; choose"
             f" {', '.join(choices)}"
         )
-    return _choose("value dtype", value_dtype, choices)
+    return _choose("value_dtype", value_dtype, choices)
 
 
 def _check(values: Mapping[str, Any]) -> None:
@@ -98,25 +103,25 @@ def _check(values: Mapping[str, Any]) -> None:
     for name in ("density", "energy"):
         share = values.get(name)
         if share is not None and not 0 < share <= 1:
-            raise InvalidExtraction(f"{name} must be above 0 and at most 1, not {share}")
+            raise InvalidExtraction(f"`{name}` must be above 0 and at most 1, not {share}")
     _choose("scope", values.get("scope", "tensor"), SCOPES)
     gamma, rank, seed = values.get("gamma", 0.0), values.get("rank"), values.get("seed", 0)
     if not 0 <= gamma < 1:
-        raise InvalidExtraction(f"gamma must be at least 0 and below 1, not {gamma}")
+        raise InvalidExtraction(f"`gamma` must be at least 0 and below 1, not {gamma}")
     if rank is not None and not 1 <= rank <= MAX_RANK:
-        raise InvalidExtraction(f"rank must be from 1 to {MAX_RANK}, not {rank}")
+        raise InvalidExtraction(f"`rank` must be from 1 to {MAX_RANK}, not {rank}")
     if not 0 <= seed <= MAX_SEED:
-        raise InvalidExtraction(f"seed must be from 0 to {MAX_SEED}, not {seed}")
+        raise InvalidExtraction(f"`seed` must be from 0 to {MAX_SEED}, not {seed}")
     if (epsilon := values.get("epsilon")) is not None:
         if not math.isfinite(epsilon):
-            raise InvalidExtraction(f"epsilon must be a finite number, not {epsilon}")
+            raise InvalidExtraction(f"`epsilon` must be a finite number, not {epsilon}")
         try:
             check_epsilon(values["density"], epsilon)
         except ValueError as error:
-            raise InvalidExtraction(str(error)) from error
+            raise InvalidExtraction(f"`epsilon` does not fit `density`: {error}") from error
 
 
 def _choose(what: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
-        raise InvalidExtraction(f"unsupported {what} {value!r}; choose {', '.join(choices)}")
+        raise InvalidExtraction(f"unsupported `{what}` {value!r}; choose {', '.join(choices)}")
     return value
