@@ -107,7 +107,7 @@ class Composer:
     async def _join(self, loadout: Loadout) -> str:
         """Wait for the one composition of a loadout, or begin it."""
         waiting = sum(flight.waiting for flight in self._flights.values())
-        if waiting > self._config.max_waiting:
+        if waiting >= max(1, self._config.max_waiting):
             raise PoolBusy(f"{waiting} requests wait for loadouts to be composed; try again")
         flight = self._flights.get(loadout.digest) or self._begin(loadout)
         flight.waiting += 1
