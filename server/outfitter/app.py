@@ -12,7 +12,7 @@ from starlette.responses import Response
 from outfitter.config import GatewayConfig
 from outfitter.deps import Hooks, open_gateway
 from outfitter.errors import ApiError, from_task_vector_error
-from outfitter.routes import health, openai, task_vectors
+from outfitter.routes import health, interference, openai, task_vectors
 from taskvectors.errors import TaskVectorError
 
 
@@ -28,7 +28,7 @@ def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:
     app = FastAPI(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    for routes in (health, openai, task_vectors):
+    for routes in (health, openai, interference, task_vectors):
         app.include_router(routes.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(TaskVectorError, _task_vector_error)
