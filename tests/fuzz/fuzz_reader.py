@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+import tracemalloc
 from pathlib import Path
 
 import atheris
@@ -29,5 +30,6 @@ def mutate(data: bytes, most: int, seed: int) -> bytes:
 
 
 if __name__ == "__main__":
+    tracemalloc.start()
     atheris.Setup(sys.argv, read_bytes, custom_mutator=mutate)
     atheris.Fuzz()
