@@ -24,7 +24,6 @@ KIND = "additive"
 REQUIRED = ("format", "version", "kind", "base", "parameters", "sha256")
 
 MAX_BASE_NAME = 512
-_PLAIN = {"sparse": ("idx", "val"), "low_rank": ("lora_A", "lora_B"), "dense": ("delta",)}
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
@@ -96,11 +95,6 @@ def match_shape(name: str, shape: Shape, expected: Shape | None) -> None:
         raise BaseMismatch(
             f"{name} has shape {list(shape)} in the task vector and {list(expected)} in the base"
         )
-
-
-def tensor_names(name: str, kind: str) -> tuple[str, ...]:
-    """The tensors that a parameter without codes, bitmap or exceptions has; see ParameterSpec."""
-    return tuple(f"{name}.{part}" for part in _PLAIN[kind])
 
 
 def _check_version(strings: Mapping[str, str]) -> None:

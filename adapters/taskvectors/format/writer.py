@@ -27,8 +27,7 @@ from taskvectors.format.gaps import encode_gaps
 from taskvectors.format.header import FORMAT, KIND, VERSION, parse_header
 from taskvectors.format.index import encode_index
 from taskvectors.format.metadata import encode_metadata
-from taskvectors.format.values import cast_values as cast_values  # extract takes it from here
-from taskvectors.format.values import encode_sparse, float_encoding
+from taskvectors.format.values import cast_values, encode_sparse, float_encoding
 from taskvectors.vector import BaseInfo, TaskVector
 
 _ALIGNMENT = 8
