@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
+from taskvectors.checkpoint import Checkpoint
 from taskvectors.errors import (
     BaseMismatch,
     InvalidLoadout,
@@ -22,7 +23,7 @@ from taskvectors.errors import (
 )
 from taskvectors.footprint import resident_bytes
 from taskvectors.format import read_header, read_vector, write_vector
-from taskvectors.merge import merge_vectors
+from taskvectors.merge import MemorySource, MergedVector, merge_vectors
 from taskvectors.merge.compose import Job, check_at_request, compose
 from taskvectors.methods import METHODS
 from taskvectors.selection import parse_selection
@@ -37,6 +38,7 @@ from taskvectors.vector import (
     SparseDelta,
     TaskVector,
 )
+from tests.taskvectors.making import save_checkpoint
 
 FINGERPRINT = "f" * 64
 COMMAND = [sys.executable, "-P", "-m", "taskvectors.merge.compose"]
@@ -183,11 +185,25 @@ def test_publish_time_methods_are_refused(name: str) -> None:
         check_at_request(name)
 
 
-def test_methods_of_requests_pass() -> None:
-    """All the others."""
-    for name, method in METHODS.items():
-        if method.at_request:
-            check_at_request(name)
+@pytest.mark.parametrize("name", [n for n, method in METHODS.items() if method.at_request])
+def test_every_other_method_is_composed(tmp_path: Path, name: str) -> None:
+    """As the merge in memory with the loadout's order and digests; the base where it counts."""
+    vectors = dict(zip(stored(tmp_path, draw(1), draw(2)), (draw(1), draw(2)), strict=True))
+    base_shapes = {UP: SHAPE, DOWN: SHAPE, NORM: SHAPE[1:], "embed.weight": (99, 30)}
+    base = {key: np.zeros(shape, np.float32) for key, shape in base_shapes.items()}
+    folder = save_checkpoint(tmp_path / "base", base)
+    task = {"task": next(iter(vectors))} if name in ("tall_masks", "emr") else {}
+    loadout = Loadout.build([LoadoutItem(digest, 1.0) for digest in vectors], name, task)
+    made = compose(job(tmp_path, loadout, base_dir=str(folder)))
+    sources = [MemorySource(item.digest, vectors[item.digest]) for item in loadout.items]
+    parameters = dict(loadout.parameters)
+    merged = MergedVector(sources, [1.0] * 2, name, parameters, base=Checkpoint.open(folder))
+    expected = TaskVector(merged.base, dict(merged.deltas()))
+    read = read_vector(ComposedStore(tmp_path).path(made.digest))
+    assert set(read.parameters) == set(expected.parameters)
+    assert len(expected) > 0
+    for parameter in expected:
+        np.testing.assert_array_equal(read.delta(parameter), expected.delta(parameter))
 
 
 def test_the_size_of_the_base_is_asked_for_only_where_it_counts(tmp_path: Path) -> None:
