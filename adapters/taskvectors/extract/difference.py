@@ -10,7 +10,7 @@ from taskvectors.delta import Array, Shape
 from taskvectors.errors import IncompatibleCheckpoints
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-BLOCK = 1 << 20
+BLOCK = 1 << 18
 """Elements of a block, unless one row has more."""
 
 KEPT = 1 << 24
@@ -70,14 +70,13 @@ class Difference:
     def _subtract(self, begin: int, end: int) -> Array:
         before = self._base.read_block(self.name, begin, end)
         after = self._finetuned.read_block(self.name, begin, end)
-        if before.dtype == after.dtype and before.tobytes() == after.tobytes():
-            return np.zeros(end - begin, np.float32)
         with np.errstate(all="ignore"):
             delta = after.astype(np.float32)
-            delta -= before.astype(np.float32)
-        finite = np.isfinite(delta)
-        if not finite.all():
-            raise self._not_finite(begin + int(np.argmin(finite)))
+            delta -= before.astype(np.float32, copy=False)
+        for place in np.flatnonzero(~np.isfinite(delta)).tolist():
+            if before.dtype != after.dtype or before[place].tobytes() != after[place].tobytes():
+                raise self._not_finite(begin + place)
+            delta[place] = 0  # the same NaN or infinity on both sides: no change
         return delta
 
     def _not_finite(self, place: int) -> IncompatibleCheckpoints:

@@ -12,7 +12,16 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-out = Console()
+WIDE = 160
+"""Columns for tables where no terminal says how many it has, such as a pipe."""
+
+
+def _result_console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
+
+
+out = _result_console()
 err = Console(stderr=True)
 
 

@@ -24,10 +24,11 @@ def parameter_table(
         shape = "×".join(str(size) for size in spec.shape)
         groups[name if per_layer else kind_of(name), _encoding(spec), shape].append(name)
     table = Table(box=None)
-    for column in ("parameter", "stored as", "shape"):
-        table.add_column(column, overflow="fold")
+    table.add_column("parameter", overflow="fold")
+    for column in ("stored as", "shape"):
+        table.add_column(column, no_wrap=True)
     for column in _numbers(energies):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for key, names in groups.items():
         table.add_row(*key, *_cells(header, names, energies))
     table.add_row("all", "", "", *_cells(header, list(header.parameters), energies))
