@@ -18,6 +18,7 @@ from taskvectors.format import (
     VALUE_ENCODINGS,
     as_stored,
     bitmap,
+    gaps,
     read_header,
     read_vector,
     validate_file,
@@ -152,6 +153,17 @@ def test_a_bitmap_over_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     chunks = list(bitmap.iter_bitmap(raw, 60, 203, "w.bits"))
     assert len(chunks) == 9
     assert np.concatenate(chunks).tolist() == index.tolist()
+
+
+def test_the_documented_bytes() -> None:
+    """The examples of docs/format.md: indices 0, 3, 259 of 264, and values 1, -2, 0.5, -4."""
+    index = np.array([0, 3, 259])
+    assert bitmap.encode_bitmap(index, 264).tolist() == [9, *[0] * 31, 8]
+    assert gaps.encode_gaps(index, "u8").tolist() == [0, 2, 255, 0]
+    numbers = np.array([1, -2, 0.5, -4], np.float32)
+    _, parts = values.encode_sparse("w", SparseDelta((4,), np.arange(4), numbers), "ternary")
+    assert parts["sign"].tolist() == [0x0A]
+    assert parts["scale"].tolist() == [1.875]
 
 
 @pytest.mark.parametrize(
