@@ -143,6 +143,22 @@ def test_a_damaged_file_is_dropped_when_it_is_checked(tmp_path: Path, damage: st
     assert [store.find(key) for key in KEYS[:2]] == [None, sound]
 
 
+def test_a_file_that_was_composed_again_meanwhile_is_not_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two find the same damage; the slower one must not take the new file away."""
+    store = ComposedStore(tmp_path)
+    digest = put(store, 1.0, KEYS[0])
+
+    def damaged_then_replaced(_path: Path) -> str:
+        assert put(store, 1.0, KEYS[0]) == digest
+        return "0" * 64
+
+    monkeypatch.setattr(composed, "file_digest", damaged_then_replaced)
+    assert not store.check(digest)
+    assert store.find(KEYS[0]) == digest
+
+
 @pytest.mark.parametrize(
     "record", ["", "[]", "{}", '{"digest": 3}', '{"digest": "../../etc/passwd"}', "\udc80"]
 )

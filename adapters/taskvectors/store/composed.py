@@ -94,15 +94,18 @@ class ComposedStore:
             file.write(json.dumps({"digest": digest}).encode())
 
     def check(self, digest: str) -> bool:
-        """Read a file again and drop it unless it has its digest; whether it may stay."""
+        """Read a file again and drop it unless it has its digest; whether it is sound."""
+        path = self._file(digest)
+        inode = _inode(path)
         try:
             if file_digest(self.path(digest)) == digest:
                 return True
             log.warning("the composed loadout sha256:%s is damaged and is dropped", digest)
         except (VectorNotFound, InvalidFile, OSError) as error:
             log.warning("the composed loadout sha256:%s cannot be read: %s", digest, error)
-        with suppress(OSError):
-            self._file(digest).unlink()
+        # Not if it was composed again meanwhile.
+        if inode is not None and inode == _inode(path):
+            path.unlink(missing_ok=True)
         return False
 
     def evict(self, budget: int) -> list[str]:
@@ -167,6 +170,14 @@ class ServableFiles:
             with suppress(VectorNotFound):
                 return self._composed.header(digest)
             raise missing
+
+
+def _inode(path: Path) -> int | None:
+    """Tells a file from its replacement; None when there is none."""
+    try:
+        return path.lstat().st_ino
+    except OSError:
+        return None
 
 
 def _stat(path: Path) -> tuple[float, int, Path]:

@@ -65,6 +65,7 @@ class Composer:
         self._store = ComposedStore(config.store)
         self._flights: dict[str, Flight] = {}
         self._remembered: OrderedDict[str, Remembered] = OrderedDict()
+        self._repairing = asyncio.Lock()
         self._turns = asyncio.Semaphore(MAX_RUNNING)
 
     async def compose(self, loadout: Loadout) -> Loadout:
@@ -81,11 +82,14 @@ class Composer:
 
     async def repair(self, served: Loadout) -> None:
         """Drop the composed file of a derived loadout if it is lost or damaged."""
-        for digest in served.digests:
-            if not await asyncio.to_thread(self._store.check, digest):
-                held = [k for k, known in self._remembered.items() if known.digest == digest]
-                for key in held:
-                    del self._remembered[key]
+        async with self._repairing:
+            for digest in served.digests:
+                if not await asyncio.to_thread(self._store.check, digest):
+                    self._forget(digest)
+
+    def _forget(self, digest: str) -> None:
+        for key in [k for k, known in self._remembered.items() if known.digest == digest]:
+            del self._remembered[key]
 
     async def _recall(self, loadout: Loadout) -> str | None:
         known = self._remembered.get(loadout.digest)
