@@ -16,6 +16,8 @@ from taskvectors.merge import ties
 from taskvectors.merge.parts import Part, present
 from taskvectors.merge.spectral import delta_of, spectrum_side_by_side
 
+_NOISE = 2.0**-40  # float64 leaves less of a zero; TIES would count it as an agreeing value
+
 
 def merge(part: Part, parameters: Mapping[str, Any]) -> Delta | None:
     """parameters: density, lambda."""
@@ -26,11 +28,14 @@ def merge(part: Part, parameters: Mapping[str, Any]) -> Delta | None:
     if not terms:
         return None
     spectrum = spectrum_side_by_side([delta for delta, _ in terms])
-    aligned = np.split(spectrum.values[:, None] * spectrum.right, len(terms), axis=1)
-    deltas = tuple(DenseDelta(values.astype(np.float32)) for values in aligned)
+    aligned = spectrum.values[:, None] * spectrum.right
+    aligned[np.abs(aligned) < spectrum.values.max(initial=0.0) * _NOISE] = 0
+    deltas = tuple(
+        DenseDelta(own.astype(np.float32)) for own in np.split(aligned, len(terms), axis=1)
+    )
     weights = tuple(weight for _, weight in terms)
     keys = part.keys[: len(terms)]
-    merged = ties.merge(Part(part.name, aligned[0].shape, deltas, weights, keys), parameters)
+    merged = ties.merge(Part(part.name, deltas[0].shape, deltas, weights, keys), parameters)
     if merged is None:
         return None
     return delta_of(spectrum.left, merged.to_dense().astype(np.float64), part.shape)

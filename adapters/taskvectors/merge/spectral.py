@@ -43,7 +43,7 @@ def spectrum_of(delta: Delta, weight: float) -> Spectrum:
     """Of one weighted delta of two dimensions; raises NonFiniteValue."""
     if isinstance(delta, LowRankDelta):
         return decompose(weighted_factors(delta, weight))
-    return decompose(delta.to_dense() * np.float64(weight))
+    return decompose(_wide(delta) * weight)
 
 
 def spectrum_of_sum(part: Part) -> Spectrum:
@@ -55,7 +55,7 @@ def spectrum_of_sum(part: Part) -> Spectrum:
         return decompose(Product(left, np.vstack([product.right for product in factors])))
     total = np.zeros(part.shape)
     for delta, weight in terms:
-        total += delta.to_dense() * np.float64(weight)
+        total += _wide(delta) * weight
     return decompose(total)
 
 
@@ -63,7 +63,7 @@ def spectrum_side_by_side(deltas: Sequence[Delta]) -> Spectrum:
     """Of `[τ₁ … τ_K]`, [m, K n]; from the factors alone if all are low-rank."""
     factors = [weighted_factors(d, 1.0) for d in deltas if isinstance(d, LowRankDelta)]
     if len(factors) < len(deltas):
-        return decompose(np.hstack([delta.to_dense().astype(np.float64) for delta in deltas]))
+        return decompose(np.hstack([_wide(delta) for delta in deltas]))
     left = np.hstack([product.left for product in factors])
     return decompose(Product(left, _block_diagonal([product.right for product in factors])))
 
@@ -127,6 +127,14 @@ def _finite(matrix: Array) -> Array:
     if not np.isfinite(matrix).all():
         raise NonFiniteValue("a delta has values that are not finite; its SVD does not exist")
     return matrix
+
+
+def _wide(delta: Delta) -> Array:
+    """Every element in float64, products of factors too."""
+    if isinstance(delta, LowRankDelta):
+        product = weighted_factors(delta, 1.0)
+        return np.asarray(product.left @ product.right)
+    return delta.to_dense().astype(np.float64)
 
 
 def _block_diagonal(blocks: Sequence[Array]) -> Array:

@@ -63,8 +63,15 @@ class Drawn:
         }
 
     def tensors(self, name: str, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
-        """One parameter of each vector."""
-        return [torch.from_numpy(dense[name].copy()).to(dtype) for dense in self.dense]
+        """One parameter of each vector; in float64 products of factors are not rounded."""
+        rounded = [torch.from_numpy(dense[name].copy()).to(dtype) for dense in self.dense]
+        return [
+            torch.from_numpy(delta.b.astype(float) @ delta.a.astype(float) * delta.scale)
+            if isinstance(delta, LowRankDelta) and dtype == torch.float64
+            else dense
+            for vector, dense in zip(self.vectors, rounded, strict=True)
+            for delta in [vector.parameters.get(name)]
+        ]
 
 
 @st.composite
