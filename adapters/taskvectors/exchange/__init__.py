@@ -5,6 +5,7 @@ from taskvectors.exchange.peft_export import export_peft
 from taskvectors.exchange.peft_import import import_adapter
 from taskvectors.exchange.peft_lora import import_lora
 from taskvectors.exchange.peft_shira import export_shira, import_shira
+from taskvectors.exchange.restoring import restoring
 
 __all__ = [
     "export_checkpoint",
@@ -13,4 +14,5 @@ __all__ = [
     "import_adapter",
     "import_lora",
     "import_shira",
+    "restoring",
 ]

@@ -1,20 +1,21 @@
 """A base plus a merge as a dense Hugging Face checkpoint, one parameter in memory at a time."""
 
+import hashlib
 import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from taskvectors.checkpoint import WEIGHTS, Checkpoint, fingerprint
+from taskvectors.checkpoint import WEIGHTS, Checkpoint, fingerprint, fingerprint_line
 from taskvectors.container.dtypes import EXACT_DTYPES, is_finite
 from taskvectors.delta import Array, Delta, LowRankDelta, Shape, SparseDelta
-from taskvectors.errors import BaseMismatch, InvalidCheckpoint, NonFiniteValue
+from taskvectors.errors import BaseMismatch, ChecksumMismatch, InvalidCheckpoint, NonFiniteValue
 from taskvectors.exchange.new_folder import creating
 from taskvectors.exchange.tensor_file import Table, in_file_order, nbytes, write_tensors
 from taskvectors.format.header import match_shape
@@ -47,6 +48,28 @@ class Change(Protocol):
         ...
 
 
+class Restored(Protocol):
+    """The fine-tuned checkpoint itself: `extract.restore.Restoration`."""
+
+    fingerprint: str
+
+    def dtype(self, name: str) -> str:
+        """The safetensors dtype of a parameter."""
+        ...
+
+    def tensor(self, name: str) -> Array:
+        """A parameter's own values."""
+        ...
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint that was written. nbytes: of its weights. fingerprint: as of a base."""
+
+    nbytes: int
+    fingerprint: str
+
+
 def export_checkpoint(
     change: Change,
     base: Checkpoint,
@@ -54,28 +77,31 @@ def export_checkpoint(
     *,
     max_shard_size: int | None = None,
     base_fingerprint: str | None = None,
-    restored: Mapping[str, Callable[[], Array]] | None = None,
+    restored: Restored | None = None,
     progress: Progress | None = None,
-) -> int:
-    """Write base + change to the folder `out`; return the bytes of its weights.
+) -> Written:
+    """Write base + change to the folder `out`.
 
     Added in float32 (float64 for a float64 base) and rounded to the base's own dtype; elements
     that a sparse delta does not name keep their bits. Configuration, tokenizer and licence are
     copied. max_shard_size: bytes of a file; None divides the weights as the base does.
-    base_fingerprint: if it is known already. restored: parameters to write as they are, instead.
-    Raises BaseMismatch, InvalidCheckpoint, NonFiniteValue, FileExistsError, OSError.
+    base_fingerprint: if it is known already. restored: written instead of base + change, which is
+    the same but for rounding, and held against its own fingerprint.
+    Raises BaseMismatch, InvalidCheckpoint, NonFiniteValue, ChecksumMismatch,
+    FileExistsError, OSError.
     """
     _check_base(change, base, base_fingerprint)
-    values = _Values(change, base, restored or {}, progress)
-    shards = _shards(base, max_shard_size)
+    values = _Values(change, base, restored, progress)
+    table = {name: values.entry(name) for name in base.names}
+    shards = _shards(base, table, max_shard_size)
     with creating(out) as folder:
-        done = 0
-        for file, table in shards.items():
-            write_tensors(folder / file, table, values.blocks(table, done))
-            done += len(table)
+        for file, part in shards.items():
+            write_tensors(folder / file, part, values.blocks(part))
+        written = Written(sum(nbytes(*entry) for entry in table.values()), values.fingerprint())
+        _check_restored(written, restored)
         _write_index(folder, shards)
         _copy_rest(base.directory, folder)
-    return sum(nbytes(*base.info(name)) for name in base.names)
+    return written
 
 
 def added(name: str, tensor: Array, delta: Delta) -> Array:
@@ -107,25 +133,32 @@ def added(name: str, tensor: Array, delta: Delta) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class _Values:
-    """The new values of every parameter, in blocks."""
+    """The new values of every parameter, in blocks. checksums: of what was written, by name."""
 
     change: Change
     base: Checkpoint
-    restored: Mapping[str, Callable[[], Array]]
+    restored: Restored | None
     progress: Progress | None
+    checksums: dict[str, str] = field(default_factory=dict)
 
-    def blocks(self, table: Table, done: int) -> Iterator[tuple[str, Array]]:
-        """Those of one file. done: parameters in the files before."""
+    def entry(self, name: str) -> tuple[Shape, str]:
+        shape, dtype = self.base.info(name)
+        return shape, dtype if self.restored is None else self.restored.dtype(name)
+
+    def blocks(self, table: Table) -> Iterator[tuple[str, Array]]:
+        """Those of one file."""
         for name in in_file_order(table):
+            checksum = hashlib.sha256()
             for block in self._parameter(name):
+                checksum.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
                 yield name, block
-            done += 1
+            self.checksums[name] = checksum.hexdigest()
             if self.progress is not None:
-                self.progress(done, len(self.base.names), name)
+                self.progress(len(self.checksums), len(self.base.names), name)
 
     def _parameter(self, name: str) -> Iterator[Array]:
-        if name in self.restored:
-            yield self.restored[name]()
+        if self.restored is not None:
+            yield self.restored.tensor(name)
             return
         delta = self.change.delta(name) if name in self.change.shapes else None
         if delta is not None:
@@ -134,6 +167,21 @@ class _Values:
         numel = math.prod(self.base.info(name)[0])
         for begin in range(0, numel, _BLOCK):
             yield self.base.read_block(name, begin, min(begin + _BLOCK, numel))
+
+    def fingerprint(self) -> str:
+        """Of the whole checkpoint, once all of it was written."""
+        total = hashlib.sha256()
+        for name in sorted(self.checksums):
+            total.update(fingerprint_line(name, *self.entry(name), self.checksums[name]))
+        return total.hexdigest()
+
+
+def _check_restored(written: Written, restored: Restored | None) -> None:
+    if restored is not None and written.fingerprint != restored.fingerprint:
+        raise ChecksumMismatch(
+            f"the checkpoint came back with fingerprint {written.fingerprint}, not"
+            f" {restored.fingerprint}: the lossless task vector is broken"
+        )
 
 
 def _check_base(change: Change, base: Checkpoint, known: str | None) -> None:
@@ -151,35 +199,35 @@ def _check_base(change: Change, base: Checkpoint, known: str | None) -> None:
         )
 
 
-def _shards(base: Checkpoint, limit: int | None) -> dict[str, Table]:
+def _shards(base: Checkpoint, table: Table, limit: int | None) -> dict[str, Table]:
     """File name to what is in it."""
-    groups: dict[object, dict[str, tuple[Shape, str]]] = {}
     if limit is None:
+        groups: dict[Path, dict[str, tuple[Shape, str]]] = {}
         for name, (path, _) in base.tensors.items():
-            groups.setdefault(path, {})[name] = base.info(name)
-        tables = [groups[path] for path in sorted(groups, key=str)]
+            groups.setdefault(path, {})[name] = table[name]
+        tables = [groups[path] for path in sorted(groups)]
     else:
-        tables = _divided(base, limit)
+        tables = _divided(table, limit)
     if len(tables) == 1:
         return {WEIGHTS: tables[0]}
     stem = WEIGHTS.removesuffix(".safetensors")
     count = len(tables)
     return {
-        f"{stem}-{number:05d}-of-{count:05d}.safetensors": table
-        for number, table in enumerate(tables, start=1)
+        f"{stem}-{number:05d}-of-{count:05d}.safetensors": part
+        for number, part in enumerate(tables, start=1)
     }
 
 
-def _divided(base: Checkpoint, limit: int) -> list[dict[str, tuple[Shape, str]]]:
+def _divided(table: Table, limit: int) -> list[dict[str, tuple[Shape, str]]]:
     """In the order of names; a parameter larger than the limit has a file of its own."""
     tables: list[dict[str, tuple[Shape, str]]] = [{}]
     room = limit
-    for name in base.names:
-        size = nbytes(*base.info(name))
+    for name, entry in table.items():
+        size = nbytes(*entry)
         if size > room and tables[-1]:
             tables.append({})
             room = limit
-        tables[-1][name] = base.info(name)
+        tables[-1][name] = entry
         room -= size
     return tables
 

@@ -29,14 +29,9 @@ _MAX_LISTED = 1000
 
 @dataclass(frozen=True)
 class ResolvedSpec:
-    """A loadout whose files are known.
-
-    items: in the loadout's canonical order, or as they were given where the method is one of
-    publish time, to which the order may matter. paths: of each digest.
-    """
+    """A loadout whose files are known. paths: of each digest."""
 
     loadout: Loadout
-    items: tuple[LoadoutItem, ...]
     paths: Mapping[str, Path]
 
 
@@ -72,8 +67,7 @@ def resolve_spec(value: object, folder: Path, store: Store | None = None) -> Res
     loadout = Loadout.build(items, method.name, parameters)
     if loadout.is_base:
         raise InvalidLoadout("the loadout adds nothing to the base: no vector has a weight")
-    ordered = loadout.items if method.at_request else tuple(items)
-    return ResolvedSpec(loadout, ordered, names.found)
+    return ResolvedSpec(loadout, names.found)
 
 
 @dataclass(frozen=True)

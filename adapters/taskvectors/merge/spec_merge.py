@@ -16,13 +16,15 @@ def open_merge(
     spec: ResolvedSpec, base: Checkpoint | None = None
 ) -> Iterator[tuple[MergedVector, dict[str, Any]]]:
     """The merge, and the metadata for a file of it. Raises TaskVectorError, OSError."""
-    with open_files([(item.digest, spec.paths[item.digest]) for item in spec.items]) as sources:
+    with open_files(
+        [(item.digest, spec.paths[item.digest]) for item in spec.loadout.items]
+    ) as sources:
         merged = MergedVector(
             sources,
-            [item.weight for item in spec.items],
+            [item.weight for item in spec.loadout.items],
             spec.loadout.method,
             dict(spec.loadout.parameters),
-            selections=[item.selection for item in spec.items],
+            selections=[item.selection for item in spec.loadout.items],
             base=base,
         )
         yield merged, _card(spec, merged, sources)
@@ -35,7 +37,7 @@ def _card(
     licenses = {source.reader.header.metadata.get("license") for source in sources}
     vectors = [
         {"digest": item.digest, "weight": item.weight, **item.selection.to_json()}
-        for item in spec.items
+        for item in spec.loadout.items
     ]
     loadout: dict[str, Any] = {"method": spec.loadout.method, "vectors": vectors}
     if spec.loadout.parameters:

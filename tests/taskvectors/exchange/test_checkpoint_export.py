@@ -16,9 +16,10 @@ from transformers import LlamaForCausalLM
 
 from taskvectors.checkpoint import Checkpoint, fingerprint
 from taskvectors.delta import Array, Delta, DenseDelta, LowRankDelta, SparseDelta
-from taskvectors.errors import BaseMismatch, InvalidCheckpoint, NonFiniteValue
-from taskvectors.exchange import export_checkpoint, import_lora
+from taskvectors.errors import BaseMismatch, ChecksumMismatch, InvalidCheckpoint, NonFiniteValue
+from taskvectors.exchange import export_checkpoint, import_lora, restoring
 from taskvectors.exchange.checkpoint_export import added
+from taskvectors.extract import extract
 from taskvectors.merge import MemorySource, MergedVector
 from taskvectors.merge.spec_file import resolve_spec
 from taskvectors.merge.spec_merge import open_merge
@@ -32,9 +33,12 @@ WEIGHTS = [(1.0, 1.0), (1.0, 0.5), (0.7, -0.3)]
 
 
 def export(spec: object, folder: Path, base: Path, out: Path, **options: Any) -> int:
-    """What the command line does."""
-    with open_merge(resolve_spec(spec, folder)) as (merged, _):
-        return export_checkpoint(merged, Checkpoint.open(base), out, **options)
+    """What the command line does; returns the bytes of the weights."""
+    resolved, checkpoint = resolve_spec(spec, folder), Checkpoint.open(base)
+    with open_merge(resolved) as (merged, _), restoring(resolved, checkpoint) as restored:
+        written = export_checkpoint(merged, checkpoint, out, restored=restored, **options)
+    assert written.fingerprint == fingerprint(out)
+    return written.nbytes
 
 
 def mergekit(
@@ -98,7 +102,7 @@ def test_an_exported_lora_is_what_peft_merges(tmp_path: Path, dtype: torch.dtype
         torch.testing.assert_close(ours[name], expected.to(dtype), rtol=0, atol=tolerance * size)
 
 
-def test_a_lossless_vector_of_weight_one_restores_the_fine_tuned_weights(tmp_path: Path) -> None:
+def test_an_exact_vector_of_weight_one_restores_the_fine_tuned_weights(tmp_path: Path) -> None:
     """Bit for bit, where the difference is exact."""
     base = save_base(tmp_path / "base", torch.bfloat16)
     tuned = tune(base, 5, coarse=True)
@@ -108,6 +112,47 @@ def test_a_lossless_vector_of_weight_one_restores_the_fine_tuned_weights(tmp_pat
     for name in out.names:
         expected = tuned[name].astype(ml_dtypes.bfloat16)
         assert out.read(name).tobytes() == expected.tobytes()
+
+
+@pytest.fixture
+def lossless(tmp_path: Path) -> tuple[Path, Path]:
+    """A bf16 base, a float32 fine-tuning of it, and the lossless `v.safetensors` between them."""
+    rng = np.random.default_rng(11)
+    before = {f"w{i}.weight": rng.standard_normal((9, 40)).astype(np.float32) for i in range(3)}
+    after = {
+        name: array + rng.standard_normal((9, 40), np.float32) for name, array in before.items()
+    }
+    after["w1.weight"] = before["w1.weight"].astype(ml_dtypes.bfloat16).astype(np.float32)
+    stored = {name: array.astype(ml_dtypes.bfloat16) for name, array in before.items()}
+    base = save_checkpoint(tmp_path / "base", stored)
+    tuned = save_checkpoint(tmp_path / "tuned", after)
+    extract(base, tuned, tmp_path / "v.safetensors", method="lossless")
+    return base, tuned
+
+
+def test_a_lossless_vector_restores_the_fine_tuned_checkpoint(
+    tmp_path: Path, lossless: tuple[Path, Path]
+) -> None:
+    """In its own dtype, bit for bit, where base + delta in the base's dtype would not be it."""
+    base, tuned = lossless
+    export({"v.safetensors": 1}, tmp_path, base, tmp_path / "out")
+    assert fingerprint(tmp_path / "out") == fingerprint(tuned)
+    export({"v.safetensors": 0.5}, tmp_path, base, tmp_path / "half")
+    assert Checkpoint.open(tmp_path / "half").info("w0.weight")[1] == "BF16"
+
+
+def test_a_checkpoint_that_does_not_come_back_is_refused(
+    tmp_path: Path, lossless: tuple[Path, Path]
+) -> None:
+    """What is restored is held against the fine-tuned checkpoint's fingerprint."""
+    base = Checkpoint.open(lossless[0])
+    spec = resolve_spec({"v.safetensors": 1}, tmp_path)
+    with open_merge(spec) as (merged, _), restoring(spec, base) as restored:
+        assert restored is not None
+        restored.fingerprint = "0" * 64
+        with pytest.raises(ChecksumMismatch, match="came back with fingerprint"):
+            export_checkpoint(merged, base, tmp_path / "out", restored=restored)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
