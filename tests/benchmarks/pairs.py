@@ -1,0 +1,79 @@
+"""Pairs of a base and a fine-tuned checkpoint for the extraction benchmark."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from taskvectors.checkpoint import Checkpoint
+from taskvectors.delta import Array, Shape
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+UPDATE = 1e-3
+_HIDDEN, _INNER, _KEYS, _VOCABULARY, _LAYERS = 2048, 8192, 512, 128_000, 20
+
+
+def finetune(base: Path, folder: Path, seed: int) -> Path:
+    """A copy of a checkpoint whose every weight got a random update that bf16 holds."""
+    checkpoint, generator = Checkpoint.open(base), np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    tensors = {}
+    for name in checkpoint.names:
+        before = checkpoint.read(name)
+        update = generator.standard_normal(before.shape, np.float32) * np.float32(UPDATE)
+        after = before.astype(np.float32) + update.astype(BF16).astype(np.float32)
+        tensors[name] = after.astype(before.dtype)
+    save_file(tensors, folder / "model.safetensors")
+    for path in base.glob("*.json"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def synthesize(folder: Path, seed: int) -> tuple[Path, Path, int]:
+    """(base, fine-tuned, elements) of 1.5 billion in bf16, Llama-like, tied, shard by shard."""
+    base, tuned = folder / "base", folder / "tuned"
+    base.mkdir(parents=True)
+    tuned.mkdir()
+    generator, elements = np.random.default_rng(seed), 0
+    maps: dict[str, str] = {}
+    shards = list(_shards())
+    for number, shapes in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        before = {name: _normal(generator, shape, 0.02) for name, shape in shapes.items()}
+        save_file(before, base / file)
+        after = {
+            name: array + _normal(generator, array.shape, UPDATE) for name, array in before.items()
+        }
+        save_file(after, tuned / file)
+        maps |= dict.fromkeys(shapes, file)
+        elements += sum(array.size for array in before.values())
+    for side in (base, tuned):
+        (side / "model.safetensors.index.json").write_text(json.dumps({"weight_map": maps}))
+        (side / "config.json").write_text(json.dumps({"tie_word_embeddings": True}))
+    return base, tuned, elements
+
+
+def _shards() -> Iterator[dict[str, Shape]]:
+    """Names and shapes: the embedding and the last norm, then one shard for each layer."""
+    yield {"model.embed_tokens.weight": (_VOCABULARY, _HIDDEN), "model.norm.weight": (_HIDDEN,)}
+    shapes = {
+        "self_attn.q_proj": (_HIDDEN, _HIDDEN),
+        "self_attn.k_proj": (_KEYS, _HIDDEN),
+        "self_attn.v_proj": (_KEYS, _HIDDEN),
+        "self_attn.o_proj": (_HIDDEN, _HIDDEN),
+        "mlp.gate_proj": (_INNER, _HIDDEN),
+        "mlp.up_proj": (_INNER, _HIDDEN),
+        "mlp.down_proj": (_HIDDEN, _INNER),
+        "input_layernorm": (_HIDDEN,),
+        "post_attention_layernorm": (_HIDDEN,),
+    }
+    for layer in range(_LAYERS):
+        yield {f"model.layers.{layer}.{module}.weight": s for module, s in shapes.items()}
+
+
+def _normal(generator: np.random.Generator, shape: Shape, size: float) -> Array:
+    return (generator.standard_normal(shape, np.float32) * np.float32(size)).astype(BF16)
