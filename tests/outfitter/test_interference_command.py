@@ -38,7 +38,7 @@ def test_a_row_for_each_pair(files: dict[str, Path]) -> None:
             for line in result.stdout.splitlines()
             if f"{pair.left} × " in line and pair.right in line
         )
-        assert f" {figures.cosine:+.3f} " in row
+        assert f" {figures.cosine:+z.3f} " in row
         assert f" {figures.conflict:.3f} " in row
         assert f"{figures.subspace.right:.3f} ({figures.subspace.right_chance:.3f})" in row
     for line in ADVICE:

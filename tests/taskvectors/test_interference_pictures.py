@@ -92,7 +92,7 @@ def test_the_page_holds_every_figure_as_text() -> None:
     report = make_report(3)
     _, pairs, conflict, cosine = Tables(page(report)).tables
     assert [row[0] for row in pairs[1:]] == [f"{p.left} × {p.right}" for p in report.pairs]
-    assert [row[1] for row in pairs[1:]] == [f"{p.overall.cosine:+.3f}" for p in report.pairs]
+    assert [row[1] for row in pairs[1:]] == [f"{p.overall.cosine:+z.3f}" for p in report.pairs]
     assert [row[0] for row in conflict] == [
         "layer",
         "all",
@@ -105,7 +105,7 @@ def test_the_page_holds_every_figure_as_text() -> None:
         layers = [pair.overall, *pair.layers.values()]
         for table, name in ((conflict, "conflict"), (cosine, "cosine")):
             shown = [row[i] for row in table[1:]]
-            assert shown == [f"{getattr(f, name):.3f}" if f.common else "–" for f in layers]
+            assert shown == [f"{getattr(f, name):z.3f}" if f.common else "–" for f in layers]
         assert conflict[5][i] == "–"
 
 

@@ -29,7 +29,8 @@ table { border-collapse: separate; border-spacing: 1px; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; background: #f6f6f6; }
-thead th { vertical-align: bottom; border-bottom: 1px solid #999; font-weight: 600; }
+thead th { vertical-align: bottom; border-bottom: 1px solid #999; font-weight: 600;
+  white-space: normal; overflow-wrap: anywhere; min-width: 4.5rem; max-width: 8rem; }
 tbody th, th.name { text-align: left; font-weight: 500; }
 tbody th { position: sticky; left: 0; background: #fff; }
 .overall th, .overall td { border-bottom: 2px solid #1a1a1a; }
@@ -108,7 +109,7 @@ def _pair_rows(report: Report) -> Iterable[str]:
 
 def _pair_cells(figures: Figures) -> list[str]:
     first, second = figures.overlap_energy
-    cells = [f"{figures.cosine:+.3f}"]
+    cells = [f"{figures.cosine:+z.3f}"]
     if figures.common:
         cells += [f"{figures.conflict:.3f}", f"{figures.conflict_share:.3f}"]
     else:
@@ -142,7 +143,7 @@ def _heat_cell(value: float, position: float, ends: tuple[Colour, Colour]) -> st
     if value != value:
         return '<td class="none">–</td>'
     back, front = cell_colours(position, ends)
-    return f'<td style="background:{_hex(back)};color:{_hex(front)}">{value:.3f}</td>'
+    return f'<td style="background:{_hex(back)};color:{_hex(front)}">{value:z.3f}</td>'
 
 
 def cell_colours(position: float, ends: tuple[Colour, Colour]) -> tuple[Colour, Colour]:

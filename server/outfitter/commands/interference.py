@@ -161,7 +161,7 @@ def _cells(figures: Figures) -> list[str]:
     """A dash where two vectors have nothing in common that could conflict."""
     conflict = (figures.conflict, figures.conflict_share)
     first, second = figures.overlap_energy
-    cells = [f"{figures.cosine:+.3f}"]
+    cells = [f"{figures.cosine:+z.3f}"]
     cells += [f"{share:.3f}" if figures.common else "-" for share in conflict]
     cells += [f"{figures.jaccard:.3f}", f"{first:.0%} / {second:.0%}"]
     if (found := figures.subspace) is None:
