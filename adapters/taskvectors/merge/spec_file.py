@@ -117,8 +117,9 @@ def _existing(path: Path) -> Path:
     if path.exists():
         return path
     listed = path.parent.glob(f"*{SUFFIX}") if path.parent.is_dir() else iter(())
-    near = get_close_matches(path.name, [other.name for other in islice(listed, _MAX_LISTED)])
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    stems = sorted(other.stem for other in islice(listed, _MAX_LISTED))
+    near = [repr(f"{stem}{SUFFIX}") for stem in get_close_matches(path.stem, stems)]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise VectorNotFound(f"no file {path}{hint}")
 
 
