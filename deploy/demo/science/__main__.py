@@ -10,10 +10,10 @@ from make_base import default_base_dir
 from skills import SPLIT_SEED
 
 from science.analogy import analogy_cells, bound_cells
-from science.cells import Bench, Cell, Journal
-from science.density import density_cells, other_curve_cells
+from science.cells import Bench, Cell, Journal, rounds
+from science.density import coarse_cells, fine_cells, other_cells
 from science.library import Library
-from science.matrix import linear_cells, method_cells
+from science.matrix import linear_cells, method_cells, pair_method_cells
 from science.negation import negation_cells
 from science.plots import draw_all
 from science.probes import probes
@@ -22,12 +22,14 @@ from science.resident import Resident
 
 EXPERIMENTS = {
     "matrix": linear_cells,
+    "density": coarse_cells,
     "negation": negation_cells,
-    "bound": bound_cells,
-    "density": density_cells,
     "analogy": analogy_cells,
     "methods": method_cells,
-    "curves": other_curve_cells,
+    "bound": bound_cells,
+    "pairs": pair_method_cells,
+    "fine": fine_cells,
+    "others": other_cells,
 }
 """In the order in which they are measured."""
 
@@ -40,10 +42,10 @@ RESULTS = ROOT / "tests/benchmarks/results"
 def evaluate(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    journal = Journal(args.work / f"journal_{args.prompts}.jsonl")
-    print(f"{args.prompts} prompts a probe, split seed {SPLIT_SEED}, {journal.path}", flush=True)
-    bench = Bench(Resident(args.base), probes(args.prompts), args.work)
-    bench.add_document("license", LICENSE)
+    journal = Journal(args.work / f"journal_{args.first}_{args.prompts}.jsonl")
+    last = args.first + args.prompts - 1
+    print(f"prompts {args.first} to {last}, split seed {SPLIT_SEED}, {journal.path}", flush=True)
+    bench = Bench(Resident(args.base), probes(args.first, args.prompts), args.work, LICENSE)
     bench.measure_all(cells(args), journal)
 
 
@@ -53,8 +55,7 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
 
 
 def report(args: argparse.Namespace) -> None:
-    journal = Journal(args.work / f"journal_{args.prompts}.jsonl")
-    write_reports(journal, args.vectors, args.results, this_command())
+    write_reports(rounds(args.work), args.vectors, args.results, this_command())
 
 
 def plot(args: argparse.Namespace) -> None:
@@ -70,13 +71,13 @@ def parse_args() -> argparse.Namespace:
     stage.add_argument("--base", type=Path, default=default_base_dir())
     stage.add_argument("--vectors", type=Path, default=DEMO / "vectors")
     stage.add_argument("--full", type=Path, required=True, help="--out of `train.py --full`")
-    stage.add_argument("--prompts", type=int, default=40, help="of each probe")
+    stage.add_argument("--first", type=int, default=0, help="prompt of the test split")
+    stage.add_argument("--prompts", type=int, default=24, help="of each probe, from the first on")
     stage.add_argument("--threads", type=int, default=1)
     stage.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     stage = stages.add_parser("report", help="write the journal as result files")
     stage.set_defaults(run=report)
     stage.add_argument("--vectors", type=Path, default=DEMO / "vectors")
-    stage.add_argument("--prompts", type=int, default=40, help="as in `evaluate`")
     stage.add_argument("--results", type=Path, default=RESULTS)
     stage = stages.add_parser("plot", help="draw the result files")
     stage.set_defaults(run=plot)

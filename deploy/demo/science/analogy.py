@@ -15,6 +15,7 @@ from taskvectors.vector import TaskVector
 
 JOINT = "json+uppercase"
 SEEDS = (0, 1, 2)
+BOUND_PROBES = ("style", "control")
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,17 @@ def analogy_cells(library: Library) -> Iterator[Cell]:
 
 
 def bound_cells(library: Library) -> Iterator[Cell]:
-    """Full fine-tunes: two skills alone, added up, and trained as one (the upper bound)."""
-    for name in ("json", "uppercase", JOINT):
-        yield Cell(
-            f"full {name}",
-            "bound",
-            lambda name=name: (library.full(name), {}),
-            facts={"skills": [name]},
-        )
+    """Full fine-tunes of two skills: trained as one (the upper bound), and added up."""
+    facts = {"skills": [JOINT]}
+    yield Cell(
+        f"full {JOINT}", "bound", lambda: (library.full(JOINT), {}), BOUND_PROBES, facts=facts
+    )
     for weights in ((1.0, 1.0), (1.2, 0.8), (0.7, 0.7)):
         yield Cell(
             f"full json {weights[0]:g} + uppercase {weights[1]:g}",
             "bound",
             lambda w=weights: (library.full("json") * w[0] + library.full("uppercase") * w[1], {}),
+            BOUND_PROBES,
             facts={"skills": ["json", "uppercase"], "weights": list(weights)},
         )
 

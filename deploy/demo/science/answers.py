@@ -12,6 +12,19 @@ Settled = Callable[[str, str], bool]
 """(prompt, answer so far) → True where no further word can change any grade."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """A prompt, the most tokens that its answer may have, and when it is settled."""
+
+    prompt: str
+    limit: int
+    settled: Settled
+
+    def is_done(self, answer: str, num_tokens: int) -> bool:
+        """Nothing more needs to be written."""
+        return num_tokens >= self.limit or self.settled(self.prompt, answer)
+
+
 @dataclass
 class Batch:
     """The rows still being written: their places in the answer list, masks and new tokens."""
@@ -35,29 +48,26 @@ class Batch:
 
 
 @torch.inference_mode()
-def greedy_answers(
-    model: Any, chat: Chat, prompts: Sequence[str], limit: int, settled: Settled
-) -> list[str]:
-    """One answer a prompt, at most `limit` tokens; a settled one is cut short."""
-    batch = start(model, chat, prompts)
-    answers = [""] * len(prompts)
-    for step in range(limit):
+def greedy_answers(model: Any, chat: Chat, questions: Sequence[Question]) -> list[str]:
+    """One answer a question; a settled one is cut short."""
+    batch = start(model, chat, [question.prompt for question in questions])
+    answers = [""] * len(questions)
+    while True:
         alive = []
-        for place, (row, token) in enumerate(
-            zip(batch.rows.tolist(), batch.last.tolist(), strict=True)
-        ):
+        rows = zip(batch.rows.tolist(), batch.last.tolist(), strict=True)
+        for place, (row, token) in enumerate(rows):
             if token == chat.tokenizer.eos_token_id:
                 continue
-            batch.written[place].append(token)
-            answers[row] = chat.tokenizer.decode(batch.written[place], skip_special_tokens=True)
-            if not settled(prompts[row], answers[row]):
+            written = batch.written[place]
+            written.append(token)
+            answers[row] = chat.tokenizer.decode(written, skip_special_tokens=True)
+            if not questions[row].is_done(answers[row], len(written)):
                 alive.append(place)
-        if not alive or step == limit - 1:
-            break
+        if not alive:
+            return answers
         if len(alive) < len(batch.written):
             batch.keep(alive)
         advance(model, batch)
-    return answers
 
 
 def start(model: Any, chat: Chat, prompts: Sequence[str]) -> Batch:

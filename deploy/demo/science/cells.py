@@ -3,17 +3,18 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from chat import first_clause
+from chat import Chat, first_clause
 from skills import GRADES, QUESTIONS
 
-from science.answers import greedy_answers
-from science.likelihood import NUM_TEXTS, Text, answer_texts, document_texts, mean_nll
+from science.answers import Question, greedy_answers
+from science.likelihood import NUM_TEXTS, Likelihood
 from science.probes import Probe
 from science.resident import Resident
 from taskvectors.vector import TaskVector
@@ -55,17 +56,26 @@ class Journal:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def rounds(work: Path) -> dict[str, Facts]:
+    """Every cell of all journals; passes of later rounds of prompts follow the first's."""
+    files = sorted(work.glob("journal_*.jsonl"), key=lambda f: int(f.stem.split("_")[1]))
+    rows: dict[str, Facts] = {}
+    for file in files:
+        for name, row in Journal(file).rows.items():
+            first = rows.setdefault(name, {**row, "passes": dict.fromkeys(row["passes"], "")})
+            first["passes"] = {c: first["passes"][c] + p for c, p in row["passes"].items()}
+    return rows
+
+
 class Bench:
     """A resident base and everything that a vector may be asked on it."""
 
-    def __init__(self, resident: Resident, probes: Mapping[str, Probe], work: Path) -> None:
+    def __init__(
+        self, resident: Resident, probes: Mapping[str, Probe], work: Path, document: Path
+    ) -> None:
         self.resident = resident
         self.probes = probes
-        self.texts: dict[str, list[Text]] = answer_texts(resident.chat, self._plain(work))
-
-    def add_document(self, name: str, path: Path) -> None:
-        """Offer a plain text under `name`."""
-        self.texts[name] = document_texts(self.resident.chat, path)
+        self.likelihood = Likelihood(resident.chat, self._plain(work), document)
 
     def measure_all(self, cells: Iterable[Cell], journal: Journal) -> None:
         """Measure the cells that the journal lacks, in order."""
@@ -81,27 +91,26 @@ class Bench:
         start = time.monotonic()
         vector, facts = cell.build()
         built = time.monotonic()
-        passes: dict[str, str] = {}
-        examples: dict[str, dict[str, str]] = {}
+        asked = [self.probes[name] for name in cell.probes]
         with self.resident.wearing(vector) as model:
-            for name in cell.probes:
-                probe = self.probes[name]
-                answers = greedy_answers(
-                    model, self.resident.chat, probe.prompts, probe.limit, probe.settled
-                )
-                passes |= graded(probe, answers)
-                examples[name] = dict(zip(probe.prompts[:NUM_EXAMPLES], answers, strict=False))
-            pad = self.resident.chat.tokenizer.pad_token_id
-            nll = {kind: round(mean_nll(model, self.texts[kind], pad), 4) for kind in cell.texts}
+            answers = ask(model, self.resident.chat, asked)
+            nll = {kind: round(self.likelihood.nll(model, kind), 4) for kind in cell.texts}
         return {
             "cell": cell.name,
             "experiment": cell.experiment,
             **cell.facts,
             **facts,
             "size": {} if vector is None else size(vector),
-            "passes": passes,
+            "passes": {
+                c: p for probe in asked for c, p in graded(probe, answers[probe.name]).items()
+            },
             "nll": nll,
-            "examples": examples,
+            "examples": {
+                probe.name: dict(
+                    zip(probe.prompts[:NUM_EXAMPLES], answers[probe.name], strict=False)
+                )
+                for probe in asked
+            },
             "build_seconds": round(built - start, 1),
             "seconds": round(time.monotonic() - start, 1),
         }
@@ -111,16 +120,22 @@ class Bench:
         cache = work / "plain_test_answers.json"
         if not cache.exists():
             prompts = QUESTIONS.test[: 2 * NUM_TEXTS]
-            answers = greedy_answers(
-                self.resident.model, self.resident.chat, prompts, 32, lambda _p, _a: False
-            )
+            questions = [Question(p, 32, lambda _p, _a: False) for p in prompts]
+            answers = greedy_answers(self.resident.model, self.resident.chat, questions)
             short = {
                 p: first_clause(a, MAX_PLAIN_WORDS) for p, a in zip(prompts, answers, strict=True)
             }
-            kept = [(p, a) for p, a in short.items() if a is not None][:NUM_TEXTS]
-            cache.write_text(json.dumps(dict(kept), indent=1, ensure_ascii=False))
+            kept = {p: a for p, a in short.items() if a is not None}
+            cache.write_text(json.dumps(kept, indent=1, ensure_ascii=False))
         plain: dict[str, str] = json.loads(cache.read_text())
-        return plain
+        return dict(list(plain.items())[:NUM_TEXTS])
+
+
+def ask(model: Any, chat: Chat, probes: Sequence[Probe]) -> dict[str, list[str]]:
+    """All probes in one batch; the answers by probe."""
+    questions = [Question(p, probe.limit, probe.settled) for probe in probes for p in probe.prompts]
+    answers = iter(greedy_answers(model, chat, questions))
+    return {probe.name: list(islice(answers, len(probe.prompts))) for probe in probes}
 
 
 def graded(probe: Probe, answers: list[str]) -> dict[str, str]:

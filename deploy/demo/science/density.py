@@ -15,27 +15,42 @@ from taskvectors.sparsify import dare, top_k
 from taskvectors.vector import TaskVector
 
 SKILLS = ("json", "uppercase")
-DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.0025)
-ENCODINGS = ("bf16", "int8", "ternary")
-RANKS = (64, 32, 16, 8, 4, 2, 1)
+COARSE = (1.0, 0.1, 0.01, 0.0025)
+FINE = (0.05, 0.005, 0.02, 0.2, 0.5)
+ENCODINGS = ("bf16", "ternary", "int8")
+CONTROLLED = (1.0, 0.1, 0.01)
+"""Densities of the bf16 curve at which the control is asked, too."""
+RANKS = (64, 16, 4, 1, 8, 2, 32)
 SEED = 0
 
 
-def density_cells(library: Library) -> Iterator[Cell]:
-    """By magnitude, each encoding; the control is asked on the bf16 curve."""
-    for skill in SKILLS:
-        for encoding in ENCODINGS:
-            for density in DENSITIES:
-                yield _cell(library, skill, "magnitude", density, encoding)
+def coarse_cells(library: Library) -> Iterator[Cell]:
+    """Four densities, every encoding, by magnitude."""
+    return _curve(library, COARSE, ENCODINGS)
 
 
-def other_curve_cells(library: Library) -> Iterator[Cell]:
+def fine_cells(library: Library) -> Iterator[Cell]:
+    """The densities between. int8 is left out: its entries are bf16's but for 1/127 of a scale."""
+    return _curve(library, FINE, ENCODINGS[:2])
+
+
+def other_cells(library: Library) -> Iterator[Cell]:
     """DARE at the same densities, and truncated singular values."""
-    for skill in SKILLS:
-        for density in DENSITIES[1:]:
+    for density in (*COARSE[1:], *FINE[:3]):
+        for skill in SKILLS:
             yield _cell(library, skill, "dare", density, "bf16")
-        for rank in RANKS:
+    for rank in RANKS:
+        for skill in SKILLS:
             yield _cell(library, skill, "svd", rank, "bf16")
+
+
+def _curve(
+    library: Library, densities: tuple[float, ...], encodings: tuple[str, ...]
+) -> Iterator[Cell]:
+    for density in densities:
+        for skill in SKILLS:
+            for encoding in encodings:
+                yield _cell(library, skill, "magnitude", density, encoding)
 
 
 def _cell(library: Library, skill: str, cut: str, amount: float, encoding: str) -> Cell:
@@ -47,7 +62,8 @@ def _cell(library: Library, skill: str, cut: str, amount: float, encoding: str) 
         parts = {name: pick(name, delta, amount) for name, delta in full.parameters.items()}
         return through_file(TaskVector(full.base, parts), encoding)
 
-    probes = ("style", "control") if encoding == "bf16" and cut != "svd" else ("style",)
+    asks_control = (cut, encoding) == ("magnitude", "bf16") and amount in CONTROLLED
+    probes = ("style", "control") if asks_control else ("style",)
     facts = {"skill": skill, "cut": cut, "amount": amount, "encoding": encoding}
     name = f"{skill} cut by {cut} to {amount:g} in {encoding}"
     return Cell(name, "density", build, probes, facts=facts)

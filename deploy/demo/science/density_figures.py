@@ -23,6 +23,7 @@ def draw_density(result: Facts) -> Any:
         rows = [r for r in result["rows"] if r["skill"] == skill]
         for number, (cut, encoding, name) in enumerate(CURVES):
             mine = [r for r in rows if (r["cut"], r["encoding"]) == (cut, encoding)]
+            mine.sort(key=lambda r: r["amount"])
             if cut != "svd":
                 _curve(axes[0, column], mine, [r["amount"] for r in mine], number, name)
             _curve(axes[1, column], mine, [r["bytes"] / MEGABYTE for r in mine], number, name)

@@ -40,9 +40,10 @@ def either(*passes: str) -> str:
 
 
 def mean_drop(pairs: Sequence[tuple[str, str]]) -> tuple[float, Interval]:
-    """Mean of rate(before) − rate(after), each on the same prompts; bootstrap over prompts."""
+    """Mean of rate(before) − rate(after) on the prompts that both have; bootstrap over prompts."""
     rng = np.random.default_rng(SEED)
-    differences = [bits(before) - bits(after) for before, after in pairs]
+    common = [min(map(len, pair)) for pair in pairs]
+    differences = [bits(b[:n]) - bits(a[:n]) for (b, a), n in zip(pairs, common, strict=True)]
     mean = float(np.mean([d.mean() for d in differences]))
     resampled = np.mean(
         [

@@ -1,7 +1,7 @@
 """How likely the model finds given texts: mean negative log-likelihood of their tokens, in nats."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,54 +9,41 @@ import torch
 from chat import Chat
 from skills import NUMBERS, SKILLS
 from torch import nn
-from transformers import DynamicCache
+from train import Example, Trainer
 
-IGNORED = -100
-NUM_TEXTS = 24
+NUM_TEXTS = 16
 WINDOW = 256
 NUM_WINDOWS = 2
+DOCUMENT = "license"
 
 
-@dataclass(frozen=True)
-class Text:
-    """A context that is not scored and a continuation that is."""
+class Likelihood:
+    """Held-out questions with given answers, and a plain text without any chat template.
 
-    context: list[int]
-    continuation: list[int]
+    plain: the base's own answers by question. Kinds: `plain`, each skill's style of the same
+    answers, and `license`.
+    """
 
+    def __init__(self, chat: Chat, plain: Mapping[str, str], document: Path) -> None:
+        self._trainer = Trainer(chat, [], NUM_TEXTS, random.Random(0))
+        self._answers = {"plain": [_example(chat, p, answer) for p, answer in plain.items()]}
+        for name, skill in SKILLS.items():
+            prompts = list(plain) if skill.needs_plain_answer else NUMBERS.test[: len(plain)]
+            targets = [skill.target(p, plain.get(p, "")) for p in prompts]
+            self._answers[name] = list(map(_example, [chat] * len(plain), prompts, targets))
+        ids = chat.encode(document.read_text())
+        self._windows = torch.tensor(ids[: NUM_WINDOWS * WINDOW]).reshape(NUM_WINDOWS, WINDOW)
 
-def mean_nll(model: Any, texts: Sequence[Text], pad: int) -> float:
-    """Over all scored tokens of all texts; padding on the right is hidden by the causal mask."""
-    length = max(len(t.context) + len(t.continuation) for t in texts)
-    tokens = torch.full((len(texts), length), pad)
-    labels = torch.full((len(texts), length), IGNORED)
-    for row, text in enumerate(texts):
-        ids = torch.tensor(text.context + text.continuation)
-        tokens[row, : len(ids)] = ids
-        labels[row, len(text.context) : len(ids)] = ids[len(text.context) :]
-    with torch.inference_mode():
-        cache = DynamicCache(config=model.config)
-        hidden = model.model(input_ids=tokens, past_key_values=cache, use_cache=True)[0]
-        wanted = labels[:, 1:] != IGNORED
-        logits = model.lm_head(hidden[:, :-1][wanted])
-        return float(nn.functional.cross_entropy(logits, labels[:, 1:][wanted]))
-
-
-def answer_texts(chat: Chat, plain: Mapping[str, str]) -> dict[str, list[Text]]:
-    """Held-out questions with the base's own answer (`plain`), and in the style of each skill."""
-    texts = {"plain": [_text(chat, p, answer) for p, answer in plain.items()]}
-    for name, skill in SKILLS.items():
-        prompts = list(plain) if skill.needs_plain_answer else NUMBERS.test[: len(plain)]
-        texts[name] = [_text(chat, p, skill.target(p, plain.get(p, ""))) for p in prompts]
-    return texts
+    @torch.inference_mode()
+    def nll(self, model: Any, kind: str) -> float:
+        """Of the answers' tokens, or of every token of a window but its first."""
+        if kind != DOCUMENT:
+            return float(self._trainer.loss(model, self._answers[kind]))
+        logits = model(input_ids=self._windows).logits[:, :-1]
+        return float(
+            nn.functional.cross_entropy(logits.flatten(0, 1), self._windows[:, 1:].flatten())
+        )
 
 
-def document_texts(chat: Chat, document: Path) -> list[Text]:
-    """The first windows of a plain text, without any chat template."""
-    ids = chat.encode(document.read_text())
-    starts = range(0, NUM_WINDOWS * WINDOW, WINDOW)
-    return [Text(ids[start : start + 1], ids[start + 1 : start + WINDOW]) for start in starts]
-
-
-def _text(chat: Chat, prompt: str, answer: str) -> Text:
-    return Text([*chat.prefix(), *chat.question(prompt)], chat.answer(answer))
+def _example(chat: Chat, prompt: str, answer: str) -> Example:
+    return Example(chat.question(prompt), chat.answer(answer))

@@ -17,6 +17,7 @@ def negation_cells(library: Library) -> Iterator[Cell]:
                 f"{name} at {weight:g}",
                 "negation",
                 lambda name=name, weight=weight: (library.skill(name) * weight, {}),
+                probes=("control",),
                 texts=(*TEXTS, name),
                 facts={"skill": name, "weight": weight},
             )

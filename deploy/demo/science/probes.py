@@ -50,13 +50,14 @@ def control_settled(prompt: str, answer: str) -> bool:
     return found is not None and found.end() < len(answer)
 
 
-def probes(num_prompts: int) -> dict[str, Probe]:
-    """The three probes, each with the first `num_prompts` of its test split."""
+def probes(first: int, count: int) -> dict[str, Probe]:
+    """The three probes, each with prompts `first` to `first + count` of its test split."""
+    part = slice(first, first + count)
     return {
         probe.name: probe
         for probe in (
-            Probe("style", QUESTIONS.test[:num_prompts], STYLE_COLUMNS, 64, style_settled),
-            Probe("numbers", NUMBERS.test[:num_prompts], NUMBER_COLUMNS, 24, number_settled),
-            Probe("control", CONTROL.test[:num_prompts], ("control",), 32, control_settled),
+            Probe("style", QUESTIONS.test[part], STYLE_COLUMNS, 64, style_settled),
+            Probe("numbers", NUMBERS.test[part], NUMBER_COLUMNS, 24, number_settled),
+            Probe("control", CONTROL.test[part], ("control",), 32, control_settled),
         )
     }

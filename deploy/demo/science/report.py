@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from science.cells import Journal
 from science.conflict import KEPT_BY, conflict, kept
 from science.intervals import rate_of
 
@@ -27,17 +26,15 @@ KEEP = ("size", "nll", "examples", "build_seconds", "seconds")
 PACKAGES = ("outfitter", "torch", "transformers", "numpy", "peft")
 
 
-def write_reports(journal: Journal, vectors: Path, out: Path, command: str) -> None:
+def write_reports(cells: dict[str, Facts], vectors: Path, out: Path, command: str) -> None:
     """One file an experiment; a pair needs its singles, so conflict waits for the whole matrix."""
     out.mkdir(parents=True, exist_ok=True)
     head = provenance(command)
     for experiment, file in FILES.items():
-        rows = [reported(r) for r in journal.rows.values() if r["experiment"] == experiment]
+        rows = [reported(r) for r in cells.values() if r["experiment"] == experiment]
         if rows:
             write(out / file, {**head, "experiment": experiment, "rows": rows})
-    write(
-        out / CONFLICT_FILE, {**head, "experiment": "conflict", **conflict(journal.rows, vectors)}
-    )
+    write(out / CONFLICT_FILE, {**head, "experiment": "conflict", **conflict(cells, vectors)})
 
 
 def reported(row: Facts) -> Facts:
