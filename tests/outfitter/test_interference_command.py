@@ -100,7 +100,7 @@ def test_mistakes_are_told_in_one_line(files: dict[str, Path], tmp_path: Path) -
     fails(invoke("interference", *[one] * 17), "not 17")
     fails(invoke("interference", one, one), "only once")
     fails(invoke("interference", one, "legal"), "no task vector file 'legal'", "add --store")
-    fails(invoke("interference", one, foreign), "'json' and 'foreign' cannot be compared")
+    fails(invoke("interference", one, foreign), "'json' and 'foreign' do not go together")
     fails(invoke("interference", one, broken), "end")
     store = ("--store", tmp_path / "store")
     fails(invoke("interference", one, "legall", *store), "no task vector 'legall'")

@@ -235,7 +235,7 @@ def test_errors_of_the_process_are_translated(
     """Ours by their class, a file that went away as not found, the rest in the log alone."""
     one = str(make_vector(tmp_path / "a"))
     other = str(make_vector(tmp_path / "b", fingerprint="f" * 64))
-    with pytest.raises(BaseMismatch, match="cannot be compared"):
+    with pytest.raises(BaseMismatch, match="do not go together"):
         asyncio.run(route._computed({"a": one, "b": other}))
     with pytest.raises(VectorNotFound):
         asyncio.run(route._computed({"a": one, "b": str(tmp_path / "gone")}))

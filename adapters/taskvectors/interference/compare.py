@@ -5,12 +5,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from taskvectors.delta import Delta, Shape, shapes_differ
-from taskvectors.errors import BaseMismatch, InvalidLoadout, NonFiniteValue
+from taskvectors.delta import Delta, Shape
+from taskvectors.errors import InvalidLoadout, NonFiniteValue
 from taskvectors.format import VectorReader
 from taskvectors.format.reader import StrPath
 from taskvectors.interference.elements import (
@@ -23,6 +23,7 @@ from taskvectors.interference.elements import (
 from taskvectors.interference.report import OTHER, Figures, PairReport, Report, VectorFigures
 from taskvectors.interference.subspace import Subspace, overlap, subspace
 from taskvectors.selection import layer_of
+from taskvectors.sources import FileSource, MemorySource, Source, common_base, common_shapes
 from taskvectors.vector import BaseInfo, TaskVector
 
 Progress = Callable[[int, int, str], None]
@@ -43,9 +44,10 @@ def compare(
         raise InvalidLoadout(f"a comparison needs at least 2 task vectors, not {len(sources)}")
     with ExitStack() as stack:
         opened = [_open(name, source, stack) for name, source in sources.items()]
-        base = _common_base(opened)
-        shapes = _common_shapes(opened)
+        base = common_base(opened)
+        shapes = common_shapes(opened)
         tally = _Tally(len(opened))
+        stack.enter_context(threadpool_limits(1, "blas"))  # thin products: threads only spin
         for done, (name, shape) in enumerate(sorted(shapes.items()), 1):
             holders = [i for i, vector in enumerate(opened) if name in vector.shapes]
             deltas = [without_zeros(opened[i].delta(name)) for i in holders]
@@ -57,42 +59,10 @@ def compare(
         return _report(base, opened, tally)
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """One source, whatever it is read from."""
-
-    name: str
-    base: BaseInfo
-    shapes: Mapping[str, Shape]
-    delta: Callable[[str], Delta]
-
-
-def _open(name: str, source: StrPath | TaskVector, stack: ExitStack) -> _Opened:
+def _open(name: str, source: StrPath | TaskVector, stack: ExitStack) -> Source:
     if isinstance(source, TaskVector):
-        shapes = {key: delta.shape for key, delta in source.parameters.items()}
-        return _Opened(name, source.base, shapes, source.parameters.__getitem__)
-    reader = stack.enter_context(VectorReader(source))
-    shapes = {key: spec.shape for key, spec in reader.header.parameters.items()}
-    return _Opened(name, reader.header.base, shapes, reader.delta)
-
-
-def _common_base(opened: Sequence[_Opened]) -> BaseInfo:
-    """Every pair is checked: a base without a fingerprint must not hide two that differ."""
-    for one, other in itertools.combinations(opened, 2):
-        try:
-            one.base.merged(other.base)
-        except BaseMismatch as error:
-            message = f"{one.name!r} and {other.name!r} cannot be compared: {error}"
-            raise BaseMismatch(message) from error
-    return reduce(BaseInfo.merged, (vector.base for vector in opened))
-
-
-def _common_shapes(opened: Sequence[_Opened]) -> dict[str, Shape]:
-    found: dict[str, Shape] = {}
-    for name, shape in itertools.chain.from_iterable(vector.shapes.items() for vector in opened):
-        if found.setdefault(name, shape) != shape:
-            raise shapes_differ(name, found[name], shape)
-    return found
+        return MemorySource(name, source)
+    return FileSource(name, stack.enter_context(VectorReader(source)))
 
 
 @dataclass(frozen=True)
@@ -188,10 +158,10 @@ def _of_pair(pair: Pair, compared: _Compared) -> PairSums:
     return PairSums(left.left_energy, right.left_energy, left.left_nnz, right.left_nnz)
 
 
-def _report(base: BaseInfo, opened: Sequence[_Opened], tally: _Tally) -> Report:
+def _report(base: BaseInfo, opened: Sequence[Source], tally: _Tally) -> Report:
     vectors = tuple(
         VectorFigures(
-            vector.name,
+            vector.key,
             math.sqrt(sums.left_energy),
             sums.left_nnz,
             sums.left_nnz / numel if numel else 0.0,
@@ -201,8 +171,8 @@ def _report(base: BaseInfo, opened: Sequence[_Opened], tally: _Tally) -> Report:
     )
     pairs = tuple(
         PairReport(
-            opened[i].name,
-            opened[j].name,
+            opened[i].key,
+            opened[j].key,
             tally.overall((i, j)),
             tally.figures("layers", (i, j)),
             tally.figures("kinds", (i, j)),

@@ -1,7 +1,7 @@
 """Merging task vectors into one: a method a module, dialects named after their source."""
 
-from taskvectors.merge.sources import FileSource, MemorySource, Source, open_files
 from taskvectors.merge.stream import MergedVector, Progress, merge_vectors, write_merged
+from taskvectors.sources import FileSource, MemorySource, Source, open_files
 
 __all__ = [
     "FileSource",

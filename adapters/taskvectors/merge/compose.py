@@ -27,9 +27,9 @@ from taskvectors.errors import (
 )
 from taskvectors.footprint import delta_bytes
 from taskvectors.format import VectorWriter, check_against_base
-from taskvectors.merge.sources import open_files
 from taskvectors.merge.stream import MergedVector
 from taskvectors.methods import find_method
+from taskvectors.sources import open_files
 from taskvectors.spec import Loadout
 from taskvectors.store import DirectoryStore
 from taskvectors.store.composed import COMPOSE_VERSION, ComposedStore, composed_key

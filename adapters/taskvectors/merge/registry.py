@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from taskvectors.delta import Delta, Shape
 from taskvectors.merge.parts import Part, Parts
-from taskvectors.merge.sources import Source
+from taskvectors.sources import Source
 
 Merge: TypeAlias = Callable[[Part], Delta | None]
 

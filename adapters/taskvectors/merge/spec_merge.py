@@ -6,9 +6,9 @@ from typing import Any
 
 from taskvectors.checkpoint import Checkpoint
 from taskvectors.format.metadata import card
-from taskvectors.merge.sources import FileSource, open_files
 from taskvectors.merge.spec_file import ResolvedSpec
 from taskvectors.merge.stream import MergedVector
+from taskvectors.sources import FileSource, open_files
 
 
 @contextmanager

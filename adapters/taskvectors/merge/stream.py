@@ -2,19 +2,18 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import reduce
 from typing import Any, TypeAlias
 
 from taskvectors.checkpoint import Checkpoint
-from taskvectors.delta import Delta, Shape, shapes_differ
+from taskvectors.delta import Delta
 from taskvectors.errors import InvalidLoadout
 from taskvectors.format import VectorWriter
 from taskvectors.merge.parts import Part, Parts
 from taskvectors.merge.registry import Merge, merger
-from taskvectors.merge.sources import MemorySource, Source
 from taskvectors.methods import find_method
 from taskvectors.selection import EVERYWHERE, Selection
-from taskvectors.vector import BaseInfo, TaskVector, module_of
+from taskvectors.sources import MemorySource, Source, common_base, common_shapes
+from taskvectors.vector import TaskVector, module_of
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with (parameters done, parameters in all, name of the one just done)."""
@@ -49,8 +48,8 @@ class MergedVector:
         self._selections = selections or [EVERYWHERE] * len(sources)
         self._keys = _distinct([source.key for source in sources])
         self._checkpoint = base
-        self.base: BaseInfo = reduce(BaseInfo.merged, (source.base for source in sources))
-        self.shapes = _shapes(sources)
+        self.base = common_base(sources)
+        self.shapes = common_shapes(sources)
         parts = Parts(sorted(self.shapes), self._part, None if base is None else base.shapes)
         self._merge: Merge = merger(method, parameters, sources, parts.base_shapes, parts)
 
@@ -126,12 +125,3 @@ def _distinct(keys: Sequence[str]) -> list[str]:
         seen[key] = seen.get(key, 0) + 1
         distinct.append(key if seen[key] == 1 else f"{key}#{seen[key]}")
     return distinct
-
-
-def _shapes(sources: Sequence[Source]) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {}
-    for source in sources:
-        for name, shape in source.shapes.items():
-            if shapes.setdefault(name, shape) != shape:
-                raise shapes_differ(name, shapes[name], shape)
-    return shapes

@@ -15,8 +15,8 @@ from taskvectors.delta import Array, Delta, Shape
 from taskvectors.errors import InvalidLoadout
 from taskvectors.merge.election import total, weighted
 from taskvectors.merge.parts import Part, unstack
-from taskvectors.merge.sources import Source
 from taskvectors.merge.task import rows_of
+from taskvectors.sources import Source
 
 
 def prepare(

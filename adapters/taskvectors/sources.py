@@ -1,12 +1,15 @@
-"""Where a merge reads its vectors: files, a parameter at a time, or vectors in memory."""
+"""Where merges and comparisons read their vectors: files, or vectors in memory."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Protocol
 
-from taskvectors.delta import Delta, Shape
+from taskvectors.delta import Delta, Shape, shapes_differ
+from taskvectors.errors import BaseMismatch
 from taskvectors.format import VectorReader
 from taskvectors.vector import BaseInfo, TaskVector
 
@@ -86,3 +89,28 @@ def open_files(files: Sequence[tuple[str, Path]]) -> Iterator[list[FileSource]]:
             FileSource(digest, stack.enter_context(VectorReader(path, expected_digest=digest)))
             for digest, path in files
         ]
+
+
+def common_base(sources: Sequence[Source]) -> BaseInfo:
+    """The base of them all; raises BaseMismatch.
+
+    Every pair is checked: a base without a fingerprint must not hide two that differ.
+    """
+    for one, other in itertools.combinations(sources, 2):
+        try:
+            one.base.merged(other.base)
+        except BaseMismatch as error:
+            raise BaseMismatch(
+                f"{one.key!r} and {other.key!r} do not go together: {error}"
+            ) from error
+    return reduce(BaseInfo.merged, (source.base for source in sources))
+
+
+def common_shapes(sources: Sequence[Source]) -> dict[str, Shape]:
+    """Every parameter that one of them changes; raises BaseMismatch where two shapes differ."""
+    shapes: dict[str, Shape] = {}
+    for source in sources:
+        for name, shape in source.shapes.items():
+            if shapes.setdefault(name, shape) != shape:
+                raise shapes_differ(name, shapes[name], shape)
+    return shapes
