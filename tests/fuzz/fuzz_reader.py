@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """The fuzz target: `python -m tests.fuzz.fuzz_reader CORPUS [libFuzzer options]`; see README.md."""
 
 import os

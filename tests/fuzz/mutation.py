@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from taskvectors.container.dtypes import DTYPES
+from taskvectors.format.metadata import FIELDS
 from taskvectors.format.parameters import PARTS
 from tests.taskvectors.making import Forgery, join, split
 
@@ -130,6 +131,16 @@ def change_parameter(forgery: Forgery, rng: random.Random, mutate: MutateBytes) 
         fields[key] = values[key]
 
 
+def change_metadata(forgery: Forgery, rng: random.Random, mutate: MutateBytes) -> None:
+    """Another text or JSON value of one field, of those that exist or might."""
+    key = rng.choice(("base", "version", *FIELDS, *forgery.metadata))
+    if key == "base" and isinstance(base := forgery.metadata["base"], dict):
+        base[rng.choice(("name", "fingerprint", "x"))] = rng.choice((None, "b" * 513, "ab" * 32, 1))
+    elif key not in ("base", "parameters", "sha256"):
+        words = ("", "1", "[]", '["a"]', "[1]", "{}", '{"a": "\\ud800"}', '"a"', "y" * 1000)
+        forgery.metadata[key] = rng.choice(words)
+
+
 CHANGES: tuple[Change, ...] = (
     change_bytes,
     flip_bits,
@@ -138,6 +149,7 @@ CHANGES: tuple[Change, ...] = (
     drop_tensor,
     copy_tensor,
     change_parameter,
+    change_metadata,
 )
 
 

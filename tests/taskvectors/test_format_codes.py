@@ -184,6 +184,12 @@ def test_auto_takes_the_fewest_bytes(tmp_path: Path, step: int, numel: int, inde
     assert sizes[index] == min(sizes.values())
 
 
+def test_gaps_win_a_tie(tmp_path: Path) -> None:
+    """A byte of gaps is taken before a byte of bitmap."""
+    write(tmp_path / "x", sparse([8], [3], [1.0]))
+    assert read_header(tmp_path / "x").parameters["w"].index == "u8"
+
+
 def test_an_unknown_index_is_refused(tmp_path: Path) -> None:
     """The error lists the choices."""
     with pytest.raises(InvalidIndex, match="unsupported index 'rice'; choose auto, u8"):
