@@ -17,6 +17,7 @@ from taskvectors.errors import (
     PoolBusy,
     PoolTooSmall,
     TaskVectorError,
+    UnsupportedEngine,
     VectorLoadFailed,
 )
 from taskvectors.format import read_vector
@@ -531,3 +532,21 @@ def test_a_hit_takes_no_look_at_the_store(
         print(f"a hit takes {(time.perf_counter() - begin) * 1e3:.1f} µs, digest included")
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"composed_bytes": 0}, "composed_bytes must be an integer ≥ 1, not 0"),
+        ({"compose_memory_bytes": True}, "compose_memory_bytes must be an integer ≥ 1, not True"),
+        ({"compose_timeout_s": 0}, "compose_timeout_s must be a number > 0, not 0"),
+        ({"compose_timeout_s": float("nan")}, "compose_timeout_s must be a number > 0, not nan"),
+        ({"compose_seconds": 1}, "unknown key 'compose_seconds' .* compose_timeout_s"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_refused_at_start(
+    tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
+    """With its name, its value and what would be right."""
+    with pytest.raises(UnsupportedEngine, match=message):
+        PluginConfig.from_additional_config({"task_vectors": {"store": str(tmp_path), **settings}})
