@@ -47,8 +47,6 @@ def test_a_lossless_vector_alone_is_the_fine_tuned_checkpoint() -> None:
     """Bit for bit, which the command says that it checked."""
     save_base(Path("tuned"), 5)
     extracted = invoke("extract", "base", "tuned", "-o", "v.safetensors", "--lossless")
-    if extracted.exit_code == 2:
-        pytest.skip("extract has no --lossless yet")
     assert extracted.exit_code == 0, extracted.stderr
     result = invoke("export", "v.safetensors", "--to", "checkpoint", "--base", "base", "-o", "out")
     assert "bit for bit" in result.stderr

@@ -12,6 +12,7 @@ import pytest
 import torch
 from mergekit.merge_methods import registry
 from mergekit.merge_methods.base import TensorGroup
+from peft.utils.merge_utils import ties
 from transformers import LlamaForCausalLM
 
 from taskvectors.checkpoint import Checkpoint, fingerprint
@@ -86,6 +87,26 @@ def test_the_exported_checkpoint_is_mergekits(
         )
         assert weights_of[name].dtype == dtype
         torch.testing.assert_close(weights_of[name], expected.to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+def test_the_exported_checkpoint_of_ties_peft_is_pefts(
+    tmp_path: Path, weights: tuple[float, float]
+) -> None:
+    """The base plus PEFT's own TIES of the dense differences."""
+    base = save_base(tmp_path / "base")
+    tuned = [tune(base, seed) for seed in (1, 2)]
+    for name, one in zip("ab", tuned, strict=True):
+        save_vector(base, one, tmp_path / f"{name}.safetensors")
+    vectors = dict(zip(("a.safetensors", "b.safetensors"), weights, strict=True))
+    spec = {"vectors": vectors, "method": "ties_peft", "density": 0.2}
+    export(spec, tmp_path, base, tmp_path / "out")
+    checkpoint, weights_of = Checkpoint.open(base), loaded(tmp_path / "out")
+    for name in checkpoint.names:
+        before = torch.from_numpy(np.array(checkpoint.read(name)))
+        deltas = [torch.from_numpy(one[name]) - before for one in tuned]
+        expected = before + ties(deltas, torch.tensor(weights), 0.2)
+        torch.testing.assert_close(weights_of[name], expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
