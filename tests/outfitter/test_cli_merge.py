@@ -187,6 +187,7 @@ TIES = (*FILES, "--method", "ties")
         ((*TIES, "--set", "densty=0.1"), ("unknown parameter 'densty'", "density, lambda")),
         ((*TIES, "--set", "density"), ("--set 'density'", "NAME=VALUE")),
         ((*TIES, "--set", "vectors=[]"), ("--set 'vectors=[]'",)),
+        ((*TIES, "--set", "density=1", "--set", "density=0.5"), ("'density' twice",)),
         ((*FILES, "--dtype", "int4"), ("--dtype 'int4'", "fp32")),
         ((*FILES, "--max-shard-size", "1GB"), ("--max-shard-size is for checkpoints",)),
         ((*FILES, "--store", "nowhere"), ("--store 'nowhere'", "no such folder")),
@@ -221,6 +222,23 @@ def test_another_base_is_one_line(home: Path) -> None:
     fails(invoke("merge", "a.safetensors", "--base", "other", "-o", "o.safetensors"), *both)
     assert not (home / "out").exists()
     assert not (home / "o.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"modules": ["up_porj"]}, ("modules 'up_porj' match nothing", "did you mean 'up_proj'")),
+        ({"layers": ["7-9"]}, ("layers '7-9' match nothing", "layers 0 to 0")),
+    ],
+)
+def test_a_selection_that_names_nothing_is_one_line(
+    home: Path, entry: dict[str, object], words: tuple[str, ...]
+) -> None:
+    """A typo in layers or modules does not end in a merge without the vector."""
+    (home / "l.json").write_text(json.dumps([{"file": "a.safetensors", **entry}]))
+    line = ("merge", "--spec", "l.json")
+    fails(invoke(*line, "-o", "x.safetensors"), *words, "that the vectors change")
+    fails(invoke(*line, "-o", "x", "--base", "base"), *words, "of the base")
 
 
 def test_a_broken_vector_is_one_line(home: Path) -> None:

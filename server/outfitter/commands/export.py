@@ -15,6 +15,7 @@ from outfitter.commands.loadouts import (
     StoreOption,
     VectorsArgument,
     check_base,
+    check_selections,
     read_loadout,
 )
 from outfitter.config import InvalidConfig
@@ -45,6 +46,7 @@ def export(
     _check_options(to, base, max_shard_size)
     loadout = read_loadout(vectors, spec, method, settings, store)
     checkpoint = None if base is None else Checkpoint.open(base)
+    check_selections(loadout, checkpoint)
     if to == "checkpoint":
         assert checkpoint is not None
         write_checkpoint(loadout, checkpoint, folder, max_shard_size)

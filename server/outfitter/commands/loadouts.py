@@ -1,6 +1,7 @@
 """Loadouts on the command line: a loadout file, or vectors with weights, a method and settings."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,9 +9,11 @@ import typer
 
 from outfitter.commands.console import err
 from outfitter.config import InvalidConfig
+from outfitter.control.selection import Modules
 from outfitter.deps import cache_home
 from taskvectors.checkpoint import Checkpoint, cached_fingerprint
-from taskvectors.errors import BaseMismatch
+from taskvectors.errors import BaseMismatch, InvalidLoadout
+from taskvectors.format import read_header
 from taskvectors.merge.spec_file import SUFFIX, ResolvedSpec, read_spec, resolve_spec
 from taskvectors.methods import METHODS, Value
 from taskvectors.store import DirectoryStore
@@ -56,7 +59,7 @@ def read_loadout(
     if not vectors:
         raise InvalidConfig("name the vectors to merge, such as a.safetensors=0.7, or use --spec")
     value: dict[str, Any] = {
-        **dict(_setting(text) for text in settings or []),
+        **_settings(settings or []),
         "vectors": [_entry(text) for text in vectors],
         "method": method or "linear",
     }
@@ -73,6 +76,22 @@ def check_base(info: BaseInfo, base: Checkpoint) -> str:
             f"the task vectors belong to {info}; {base.directory} has fingerprint {actual}"
         )
     return actual
+
+
+def check_selections(loadout: ResolvedSpec, base: Checkpoint | None) -> None:
+    """Raise InvalidLoadout for layers or modules that match nothing: a typo would do nothing.
+
+    Without the base, the parameters that the vectors change must do.
+    """
+    if base is not None:
+        names: Iterable[str] = base.names
+    else:
+        names = {name for path in loadout.paths.values() for name in read_header(path).parameters}
+    modules = Modules(names)
+    for item in loadout.loadout.items:
+        if problem := modules.problem(item.selection):
+            what = "of the base" if base is not None else "that the vectors change"
+            raise InvalidLoadout(problem.replace("of the base", what))
 
 
 def list_methods(wanted: bool) -> None:
@@ -114,6 +133,16 @@ def _entry(text: str) -> dict[str, object]:
         raise InvalidConfig(
             f"the weight of {name!r} must be a number, not {weight[:40]!r}"
         ) from error
+
+
+def _settings(texts: list[str]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for text in texts:
+        name, value = _setting(text)
+        if name in values:
+            raise InvalidConfig(f"--set gives {name!r} twice; once is enough")
+        values[name] = value
+    return values
 
 
 def _setting(text: str) -> tuple[str, object]:

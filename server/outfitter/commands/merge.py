@@ -16,6 +16,7 @@ from outfitter.commands.loadouts import (
     StoreOption,
     VectorsArgument,
     check_base,
+    check_selections,
     list_methods,
     read_loadout,
 )
@@ -56,6 +57,7 @@ def merge(
     _check_options(is_file, base, dtype, max_shard_size)
     loadout = read_loadout(vectors, spec, method, settings, store)
     checkpoint = None if base is None else Checkpoint.open(base)
+    check_selections(loadout, checkpoint)
     if is_file:
         write_file(loadout, checkpoint, out_path, dtype)
     else:
