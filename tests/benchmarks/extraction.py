@@ -10,11 +10,11 @@ the base (lossless: of both), which the others have no equal of.
 
 import argparse
 import importlib.metadata
-import shutil
+import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from taskvectors.extract import Size, size_of
@@ -41,78 +41,75 @@ MERGEKIT = f"mergekit-extract-lora, rank 16, first {MERGEKIT_LAYERS} layers only
 
 
 def main() -> None:
-    """Run the benchmark of the command line."""
+    """Run the parts of the benchmark that the command line names; keep the others' results."""
     options = _parse()
     environment = {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        folder = Path(name)
-        tuned = finetune(options.model, folder / "tuned", SEED)
-        small, sizes = _compare(options, tuned, folder, environment)
-        shutil.rmtree(tuned)
-        result = _result(options, small, sizes)
-        write_result(options.output, result)
-        large, elements = _grow(folder, environment)
-    result["synthetic"] = {"parameters": elements, "contenders": large}
-    write_result(options.output, result)
+    for part in options.parts:
+        with tempfile.TemporaryDirectory(dir=options.folder) as name:
+            fields = PARTS[part](options, Path(name), environment)
+        known = json.loads(options.output.read_text()) if options.output.exists() else {}
+        write_result(options.output, {**known, **_about(options), part: fields})
 
 
-def _result(
-    options: argparse.Namespace, small: Mapping[str, object], sizes: Mapping[str, object]
-) -> dict[str, object]:
+def _about(options: argparse.Namespace) -> dict[str, object]:
     return {
-        "command": _command(),
+        "command": "python -m tests.benchmarks.extraction --model DIR --folder BIG -o FILE.json"
+        f" --rounds {options.rounds} --threads {options.threads}",
         "seed": SEED,
         "mergekit": importlib.metadata.version("mergekit"),
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "what": "medians over the rounds of seconds, CPU seconds and peak memory of each process",
-        "pair": f"{options.model.name} and a copy with a random dense update of {UPDATE}",
-        "contenders": small,
-        "sizes": sizes,
+        "what": "medians over the runs of seconds, CPU seconds and peak memory of each process",
+        "update": f"random normal, of {UPDATE} on every weight, rounded to bf16",
     }
 
 
-def _compare(
-    options: argparse.Namespace, tuned: Path, folder: Path, environment: Mapping[str, str]
-) -> tuple[dict[str, object], dict[str, object]]:
-    """Usages of every contender on the small pair, and the sizes of our files."""
+def _small(
+    options: argparse.Namespace, folder: Path, environment: Mapping[str, str]
+) -> dict[str, object]:
+    """Usages of ours and plain torch on the small pair, in turns, and the sizes of our files."""
+    tuned, out = finetune(options.model, folder / "tuned", SEED), folder / "out.safetensors"
     usages: dict[str, list[Usage]] = {}
     sizes: dict[str, object] = {}
-    commands = {name: _ours(arguments) for name, arguments in OURS.items()}
-    commands |= {name: _torch(arguments) for name, arguments in TORCH.items()}
     for turn in range(options.rounds):
-        for name, command in commands.items():
-            out = folder / "out.safetensors"
-            paths = [str(options.model), str(tuned), "-o", str(out)]
-            if name in TORCH:
-                paths.remove("-o")
-            _note(usages, name, watch([*command, *paths], environment, TIMEOUT))
-            if name in OURS and not turn:
+        for name in (*OURS, *TORCH):
+            command = _command(name, options.model, tuned, out)
+            _note(usages, name, watch(command, environment, TIMEOUT))
+            if name in OURS and not turn and out.exists():
                 sizes[name] = _sizes(read_header(out))
-            out.unlink()
-    if options.mergekit:
-        command = _mergekit(options.model, tuned, folder / "lora")
-        _note(usages, MERGEKIT, watch(command, environment, TIMEOUT))
-        file = folder / "lora" / "adapter_model.safetensors"
-        sizes[MERGEKIT] = {"file": file.stat().st_size if file.exists() else None}
-        shutil.rmtree(folder / "lora", ignore_errors=True)
-    return {name: _median(values) for name, values in usages.items()}, sizes
+            out.unlink(missing_ok=True)
+    return {"contenders": _medians(usages), "bytes": sizes}
 
 
-def _grow(folder: Path, environment: Mapping[str, str]) -> tuple[dict[str, object], int]:
-    """Usages on the large pair, once each, and its elements."""
-    base, tuned, elements = synthesize(folder / "large", SEED)
+def _mergekit(
+    options: argparse.Namespace, folder: Path, environment: Mapping[str, str]
+) -> dict[str, object]:
+    """Usage of mergekit's own extraction, a full decomposition of every matrix, once."""
+    tuned = finetune(options.model, folder / "tuned", SEED)
+    sides = ["--model", str(tuned), "--base-model", str(options.model)]
+    few = ["--include-regex", rf"layers\.[0-{MERGEKIT_LAYERS - 1}]\."]
+    command = [str(PROGRAMS / "mergekit-extract-lora"), *sides, "--out-path", str(folder / "lora")]
     usages: dict[str, list[Usage]] = {}
-    for name, arguments in OURS.items():
-        out = folder / "out.safetensors"
-        command = [*_ours(arguments), str(base), str(tuned), "-o", str(out)]
-        _note(usages, name, watch(command, environment, TIMEOUT))
-        out.unlink(missing_ok=True)
-    name = next(iter(TORCH))
+    _note(usages, MERGEKIT, watch([*command, "--max-rank", "16", *few], environment, TIMEOUT))
+    return {"contenders": _medians(usages)}
+
+
+def _large(
+    options: argparse.Namespace, folder: Path, environment: Mapping[str, str]
+) -> dict[str, object]:
+    """Usages on the large pair, once each."""
+    base, tuned, elements = synthesize(folder / "pair", SEED)
     out = folder / "out.safetensors"
-    command = [*_torch(TORCH[name]), str(base), str(tuned), str(out)]
-    _note(usages, name, watch(command, environment, TIMEOUT))
-    return {name: _median(values) for name, values in usages.items()}, elements
+    usages: dict[str, list[Usage]] = {}
+    for name in (*OURS, *TORCH)[: options.large]:
+        _note(usages, name, watch(_command(name, base, tuned, out), environment, TIMEOUT))
+        out.unlink(missing_ok=True)
+    return {"parameters": elements, "contenders": _medians(usages)}
+
+
+PARTS: Mapping[str, Callable[..., dict[str, object]]] = {
+    "small": _small,
+    "mergekit": _mergekit,
+    "large": _large,
+}
 
 
 def _note(usages: dict[str, list[Usage]], name: str, usage: Usage | None) -> None:
@@ -128,18 +125,15 @@ def _median(usages: Sequence[Usage]) -> dict[str, float | int]:
     return {**medians, "runs": len(usages)}
 
 
-def _ours(arguments: Sequence[str]) -> list[str]:
-    return [str(PROGRAMS / "outfitter"), "extract", *arguments]
+def _medians(usages: Mapping[str, Sequence[Usage]]) -> dict[str, object]:
+    return {name: _median(values) for name, values in usages.items()}
 
 
-def _torch(arguments: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "tests.benchmarks.plain_torch", *arguments]
-
-
-def _mergekit(base: Path, tuned: Path, out: Path) -> list[str]:
-    sides = ["--model", str(tuned), "--base-model", str(base), "--out-path", str(out)]
-    few = ["--include-regex", rf"layers\.[0-{MERGEKIT_LAYERS - 1}]\."]
-    return [str(PROGRAMS / "mergekit-extract-lora"), *sides, "--max-rank", "16", *few]
+def _command(name: str, base: Path, tuned: Path, out: Path) -> list[str]:
+    sides = [str(base), str(tuned)]
+    if name in OURS:
+        return [str(PROGRAMS / "outfitter"), "extract", *sides, "-o", str(out), *OURS[name]]
+    return [sys.executable, "-m", "tests.benchmarks.plain_torch", *sides, str(out), *TORCH[name]]
 
 
 def _sizes(header: FileHeader) -> dict[str, object]:
@@ -161,13 +155,6 @@ def _sizes(header: FileHeader) -> dict[str, object]:
     return fields
 
 
-def _command() -> str:
-    """The command line as anyone would type it: no path of this machine."""
-    return (
-        "python -m tests.benchmarks.extraction --model smollm2-135m-instruct --folder BIG -o FILE"
-    )
-
-
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -175,8 +162,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--no-mergekit", dest="mergekit", action="store_false")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS))
+    parser.add_argument("--large", type=int, default=len(OURS) + 1, help="contenders on it")
     parser.add_argument("-o", "--output", type=Path, required=True)
     return parser.parse_args()
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes
@@ -34,32 +33,39 @@ def finetune(base: Path, folder: Path, seed: int) -> Path:
 
 
 def synthesize(folder: Path, seed: int) -> tuple[Path, Path, int]:
-    """(base, fine-tuned, elements) of 1.5 billion in bf16, Llama-like, tied, shard by shard."""
+    """(base, fine-tuned, elements) of 1.5 billion in bf16, Llama-like, tied, shard by shard.
+
+    All layers hold the same values: only shapes, dtypes and bytes matter here.
+    """
     base, tuned = folder / "base", folder / "tuned"
     base.mkdir(parents=True)
     tuned.mkdir()
     generator, elements = np.random.default_rng(seed), 0
     maps: dict[str, str] = {}
-    shards = list(_shards())
-    for number, shapes in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        before = {name: _normal(generator, shape, 0.02) for name, shape in shapes.items()}
-        save_file(before, base / file)
-        after = {
-            name: array + _normal(generator, array.shape, UPDATE) for name, array in before.items()
-        }
-        save_file(after, tuned / file)
+    drawn: dict[str, tuple[Array, Array]] = {}
+    for number in range(_LAYERS + 1):
+        shapes = _layer(number - 1) if number else _ENDS
+        if number < 2:
+            drawn = {name: _draw(generator, shape) for name, shape in shapes.items()}
+        file = f"model-{number + 1:05d}-of-{_LAYERS + 1:05d}.safetensors"
+        pairs = dict(zip(shapes, drawn.values(), strict=True))
+        for side, place in ((base, 0), (tuned, 1)):
+            save_file({name: pair[place] for name, pair in pairs.items()}, side / file)
         maps |= dict.fromkeys(shapes, file)
-        elements += sum(array.size for array in before.values())
+        elements += sum(before.size for before, _ in drawn.values())
     for side in (base, tuned):
         (side / "model.safetensors.index.json").write_text(json.dumps({"weight_map": maps}))
         (side / "config.json").write_text(json.dumps({"tie_word_embeddings": True}))
     return base, tuned, elements
 
 
-def _shards() -> Iterator[dict[str, Shape]]:
-    """Names and shapes: the embedding and the last norm, then one shard for each layer."""
-    yield {"model.embed_tokens.weight": (_VOCABULARY, _HIDDEN), "model.norm.weight": (_HIDDEN,)}
+_ENDS: dict[str, Shape] = {
+    "model.embed_tokens.weight": (_VOCABULARY, _HIDDEN),
+    "model.norm.weight": (_HIDDEN,),
+}
+
+
+def _layer(number: int) -> dict[str, Shape]:
     shapes = {
         "self_attn.q_proj": (_HIDDEN, _HIDDEN),
         "self_attn.k_proj": (_KEYS, _HIDDEN),
@@ -71,9 +77,11 @@ def _shards() -> Iterator[dict[str, Shape]]:
         "input_layernorm": (_HIDDEN,),
         "post_attention_layernorm": (_HIDDEN,),
     }
-    for layer in range(_LAYERS):
-        yield {f"model.layers.{layer}.{module}.weight": s for module, s in shapes.items()}
+    return {f"model.layers.{number}.{module}.weight": s for module, s in shapes.items()}
 
 
-def _normal(generator: np.random.Generator, shape: Shape, size: float) -> Array:
-    return (generator.standard_normal(shape, np.float32) * np.float32(size)).astype(BF16)
+def _draw(generator: np.random.Generator, shape: Shape) -> tuple[Array, Array]:
+    """A parameter before and after a random update."""
+    before = generator.standard_normal(shape, np.float32) * np.float32(0.02)
+    update = generator.standard_normal(shape, np.float32) * np.float32(UPDATE)
+    return before.astype(BF16), (before + update).astype(BF16)

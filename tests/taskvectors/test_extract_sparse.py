@@ -1,5 +1,6 @@
 """The sparse methods of extraction, on whole files, against dense oracles in torch."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,38 @@ def test_blocks_do_not_matter(
     blocks = extract(base, tuned, tmp_path / "blocks", **options)
     assert blocks.digest == whole.digest == file_digest(tmp_path / "blocks")
     assert blocks.kept == pytest.approx(whole.kept)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"density": 0.001},
+        {"density": 0.001, "scope": "global"},
+        {"method": "dare", "density": 0.001},
+        {"method": "breadcrumbs", "density": 0.001},
+    ],
+    ids=str,
+)
+def test_memory_does_not_grow_with_the_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Four times the elements take hardly more memory, and less than the tensor itself."""
+    monkeypatch.setattr(difference, "KEPT", 0)
+    monkeypatch.setattr(difference, "BLOCK", 1 << 14)
+    monkeypatch.setattr("taskvectors.checkpoint._CHUNK", 1 << 14)
+    rng, peaks = np.random.default_rng(8), []
+    for rows in (500, 2000):
+        shape = (rows, 512)
+        folders = []
+        for side in ("base", "tuned"):
+            tensors = {"w.weight": rng.standard_normal(shape, np.float32)}
+            folders.append(save_checkpoint(tmp_path / f"{side}{rows}", tensors))
+        tracemalloc.start()
+        extract(*folders, tmp_path / "x", **options)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.6 * peaks[0]
+    assert peaks[1] < 2000 * 512 * 4
 
 
 @pytest.mark.parametrize("options", METHODS, ids=str)
