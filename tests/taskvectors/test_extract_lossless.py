@@ -147,6 +147,24 @@ def test_what_bfloat16_cannot_hold_is_an_exception(tmp_path: Path) -> None:
     check(base, tuned, tmp_path / "x")
 
 
+def test_bfloat16_stores_what_it_restores(tmp_path: Path) -> None:
+    """Updates of a float32 checkpoint that bf16 holds take 2 bytes, others 4."""
+    rng = np.random.default_rng(9)
+    before = rng.standard_normal((30, 40)).astype(np.float32)
+    update = rng.standard_normal((30, 40)).astype(BF16).astype(np.float32) / 64
+    base = save_checkpoint(tmp_path / "base", {"coarse": before, "fine": before})
+    tuned = save_checkpoint(
+        tmp_path / "tuned", {"coarse": before + update, "fine": before + update * np.float32(1.01)}
+    )
+    extract(base, tuned, tmp_path / "x", method="lossless")
+    parameters = read_header(tmp_path / "x").parameters
+    assert {name: spec.values for name, spec in parameters.items()} == {
+        "coarse": "bf16",
+        "fine": "fp32",
+    }
+    check(base, tuned, tmp_path / "x")
+
+
 def test_dtypes_of_their_own_are_said_in_few_words(tmp_path: Path) -> None:
     """One word where all differ alike, kinds where layers do, names where one does."""
     ones = np.ones((2, 2), np.float32)

@@ -24,6 +24,9 @@ _DENSE = 15 / 16
 
 _OWN = ("F16", "BF16")
 
+_FEW = 1 / 4
+"""Up to this share of exceptions (about 6 bytes each) bf16 is smaller than fp32."""
+
 
 @dataclass(frozen=True)
 class _Block:
@@ -41,18 +44,21 @@ def lossless_delta(
 ) -> tuple[SparseDelta | DenseDelta | None, Exceptions | None, float]:
     """(delta, exceptions, Σ d² of the changed entries); (None, None, 0.0) without a change.
 
-    value_dtype: fp32, bf16, fp16, or None for the fine-tuned checkpoint's own precision (fp32 for
-    F64). Sparse, or dense where nearly every entry changed. Raises IncompatibleCheckpoints for a
-    changed entry that is NaN or infinite, InvalidCheckpoint.
+    value_dtype: fp32, bf16, fp16, or None for the fine-tuned checkpoint's own precision; for F32 or
+    F64 bf16 where it restores most entries (a fine-tuning in bf16), else fp32. Sparse, or dense
+    where nearly every entry changed. Raises IncompatibleCheckpoints for a changed entry that is NaN
+    or infinite, InvalidCheckpoint.
     """
     dtype = finetuned.info(name)[1]
-    own = dtype if dtype in _OWN else "F32"
-    kind = DTYPES[VALUE_NAMES[value_dtype] if value_dtype else own]
+    kind = DTYPES[VALUE_NAMES[value_dtype] if value_dtype else dtype if dtype in _OWN else "BF16"]
     changes = _Changes(base, finetuned, name, kind)
-    if not (changed := changes.count()):
+    changed, wrong = changes.count()
+    if not changed:
         return None, None, 0.0
+    if value_dtype is None and dtype not in _OWN and wrong > _FEW * changed:
+        changes = _Changes(base, finetuned, name, DTYPES["F32"])
     is_dense = changed >= _DENSE * changes.numel
-    collected = _Dense(changes.numel, kind) if is_dense else _Sparse(changed, kind)
+    collected = _Dense(changes.numel, changes.kind) if is_dense else _Sparse(changed, changes.kind)
     exceptions, energy = [], 0.0
     for block in changes:
         collected.put(block)
@@ -103,25 +109,29 @@ class _Changes:
         self.shape = base.info(name)[0] if check_subtractable(base, finetuned, name) else (0,)
         self.numel = math.prod(self.shape)
 
-    def count(self) -> int:
-        """Changed entries in all."""
-        return sum(len(changed) for *_, changed in self._pairs())
+    def count(self) -> tuple[int, int]:
+        """Changed entries in all, and how many of them need an exception."""
+        changed = wrong = 0
+        for _, before, after, places in self._pairs():
+            old, new = before[places], after[places]
+            kept = self._round(new, old)
+            changed += len(places)
+            wrong += int(np.count_nonzero(_differ(restored(old, kept, new.dtype), new)))
+        return changed, wrong
 
     def __iter__(self) -> Iterator[_Block]:
         for begin, before, after, changed in self._pairs():
             old, new = before[changed], after[changed]
-            delta = self._subtract(begin, old, new, changed)
-            with np.errstate(over="ignore"):
-                kept = delta.astype(self.kind)
-            kept[~np.isfinite(kept.astype(np.float32))] = 0
-            wrong = bit_patterns(restored(old, kept, new.dtype)) != bit_patterns(new)
+            self._check_finite(begin, new, changed)
+            kept = self._round(new, old)
+            wrong = _differ(restored(old, kept, new.dtype), new)
             stored = kept != 0
             yield _Block(
                 changed[stored] + begin,
                 kept[stored],
                 changed[wrong] + begin,
                 new[wrong],
-                square_sum(delta),
+                square_sum(_subtract(new, old)),
             )
 
     def _pairs(self) -> Iterator[tuple[int, Array, Array, Array]]:
@@ -130,20 +140,30 @@ class _Changes:
             before = self._base.read_block(self._name, begin, end)
             after = self._finetuned.read_block(self._name, begin, end)
             same = restored(before, np.zeros(1, np.float32), after.dtype)
-            yield begin, before, after, np.flatnonzero(bit_patterns(same) != bit_patterns(after))
+            yield begin, before, after, np.flatnonzero(_differ(same, after))
 
-    def _subtract(self, begin: int, old: Array, new: Array, changed: Array) -> Array:
-        """float32, zero where it overflows."""
+    def _round(self, new: Array, old: Array) -> Array:
+        """The difference as it is stored, zero where it overflows."""
+        with np.errstate(over="ignore"):
+            kept = _subtract(new, old).astype(self.kind)
+        kept[~np.isfinite(kept.astype(np.float32))] = 0
+        return np.asarray(kept)
+
+    def _check_finite(self, begin: int, new: Array, changed: Array) -> None:
         if not (finite := np.isfinite(new)).all():
             place = begin + int(changed[np.argmin(finite)])
             raise IncompatibleCheckpoints(
                 f"element {place} of {self._name} is not finite in the fine-tuned checkpoint"
                 f" {self._finetuned.directory}; mend or train it again"
             )
-        with np.errstate(all="ignore"):
-            delta = new.astype(np.float32) - old.astype(np.float32)
-        delta[~np.isfinite(delta)] = 0
-        return np.asarray(delta)
+
+
+def _subtract(new: Array, old: Array) -> Array:
+    """float32, zero where it overflows."""
+    with np.errstate(all="ignore"):
+        delta = new.astype(np.float32) - old.astype(np.float32)
+    delta[~np.isfinite(delta)] = 0
+    return np.asarray(delta)
 
 
 def restored(before: Array, delta: Array, dtype: np.dtype[np.generic]) -> Array:
@@ -155,6 +175,7 @@ def restored(before: Array, delta: Array, dtype: np.dtype[np.generic]) -> Array:
         return np.where(delta != 0, single.astype(dtype), after)
 
 
-def bit_patterns(values: Array) -> Array:
-    """Unsigned integers of the same size: equal where every bit is."""
-    return values.view(f"u{values.dtype.itemsize}")
+def _differ(left: Array, right: Array) -> Array:
+    """bool [n]: where any bit differs."""
+    bits = f"u{left.dtype.itemsize}"
+    return np.asarray(left.view(bits) != right.view(bits))
