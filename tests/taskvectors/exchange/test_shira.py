@@ -98,6 +98,19 @@ def test_indices_in_float_and_entries_of_zero_are_read(
     np.testing.assert_array_equal(before.values[3:], after.values)
 
 
+def test_entries_may_come_in_any_order(tmp_path: Path, plain: Path, base: Path) -> None:
+    """PEFT saves them sorted; another writer need not."""
+    first = import_shira(plain, tmp_path / "x", base_dir=base)
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        order = torch.randperm(64, generator=torch.Generator().manual_seed(2))
+        for part in ("shira_weight", "shira_indices"):
+            tensors[f"{Q}.{part}"] = tensors[f"{Q}.{part}"][..., order].contiguous()
+
+    edit_tensors(plain, change)
+    assert import_shira(plain, tmp_path / "y", base_dir=base) == first
+
+
 def test_the_kind_of_a_folder_is_recognised(tmp_path: Path, plain: Path, base: Path) -> None:
     """LoRA and SHiRA by peft_type; any other is refused."""
     import_adapter(plain, tmp_path / "x", base_dir=base)
