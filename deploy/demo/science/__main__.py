@@ -10,7 +10,7 @@ from make_base import default_base_dir
 from skills import SPLIT_SEED
 
 from science.analogy import analogy_cells, bound_cells
-from science.cells import Bench, Cell, Journal, rounds
+from science.cells import Bench, Cell, Journal
 from science.density import coarse_cells, fine_cells, other_cells
 from science.library import Library
 from science.matrix import linear_cells, method_cells, pair_method_cells
@@ -55,7 +55,7 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
 
 
 def report(args: argparse.Namespace) -> None:
-    write_reports(rounds(args.work), args.vectors, args.results, this_command())
+    write_reports(args.work, args.vectors, args.results, this_command())
 
 
 def plot(args: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """One look for every picture: colours that colour-blind eyes tell apart, thin axes, intervals."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.ticker import PercentFormatter
+from PIL import Image
 
 matplotlib.use("Agg")
 
@@ -15,6 +17,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#55
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#8a8a8a"
 MAX_BYTES = 150_000
+NUM_COLORS = 256
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -54,9 +57,13 @@ def percent(axis: Any) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Without a date in the file; raises ValueError for a picture too heavy for a README."""
+    """In few colours and without a date; raises ValueError for a picture too heavy for a README."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
     plt.close(figure)
+    Image.open(drawn).convert("RGB").quantize(NUM_COLORS, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; at most {MAX_BYTES} are wanted")

@@ -1,5 +1,6 @@
 """Do figures of interference, known before serving, predict what a pair of skills loses?"""
 
+import json
 import math
 from itertools import combinations, permutations
 from pathlib import Path
@@ -28,13 +29,35 @@ def kept(row: Facts, skill: str) -> str:
     return either(*(row["passes"][column] for column in KEPT_BY[skill]))
 
 
-def conflict(rows: dict[str, Facts], vectors: Path) -> Facts:
+def figures_of(vectors: Path, cache: Path) -> Facts:
+    """Norms, and the figures of every pair under `a+b`; kept in `cache`."""
+    if not cache.exists():
+        report = compare({name: vectors / f"{name}.safetensors" for name in SKILLS})
+        found = {
+            "norms": {vector.name: vector.norm for vector in report.vectors},
+            "pairs": {f"{p.left}+{p.right}": _figures(p.overall) for p in report.pairs},
+        }
+        cache.write_text(json.dumps(found, indent=1))
+    known: Facts = json.loads(cache.read_text())
+    return known
+
+
+def _figures(f: Figures) -> Facts:
+    subspace = 0.0 if f.subspace is None else (f.subspace.left + f.subspace.right) / 2
+    return {
+        "cosine": f.cosine,
+        "conflict": f.conflict,
+        "jaccard": f.jaccard,
+        "overlap energy": list(f.overlap_energy),
+        "subspace": subspace,
+    }
+
+
+def conflict(rows: dict[str, Facts], figures: Facts) -> Facts:
     """Figures and drops of all pairs, by linear merge at weight 1, and how they correlate."""
-    report = compare({name: vectors / f"{name}.safetensors" for name in SKILLS})
-    norms = {vector.name: vector.norm for vector in report.vectors}
-    figures = {(pair.left, pair.right): pair.overall for pair in report.pairs}
-    pairs = [_pair(rows, pair, figures[pair], norms) for pair in combinations(SKILLS, 2)]
-    directed = [_directed(rows, pair, figures, norms) for pair in permutations(SKILLS, 2)]
+    norms = figures["norms"]
+    pairs = [_pair(rows, pair, figures) for pair in combinations(SKILLS, 2)]
+    directed = [_directed(rows, pair, figures) for pair in permutations(SKILLS, 2)]
     return {
         "norms": norms,
         "pairs": pairs,
@@ -44,63 +67,40 @@ def conflict(rows: dict[str, Facts], vectors: Path) -> Facts:
     }
 
 
-def _pair(rows: dict[str, Facts], pair: tuple[str, str], f: Figures, norms: Facts) -> Facts:
-    merged = rows[f"{'+'.join(pair)} by linear"]
-    drop, interval = mean_drop(
-        [(kept(rows[f"{skill} by linear"], skill), kept(merged, skill)) for skill in pair]
-    )
-    return {
-        "pair": list(pair),
-        "drop": round(drop, 4),
-        "interval": [round(v, 4) for v in interval],
-        "figures": {
-            "cosine": f.cosine,
-            "conflict": f.conflict,
-            "jaccard": f.jaccard,
-            "overlap energy": float(np.mean(f.overlap_energy)),
-            "subspace": _subspace(f),
-            "norm ratio": abs(math.log(norms[pair[0]] / norms[pair[1]])),
-            "norm sum": math.hypot(norms[pair[0]], norms[pair[1]]),
-        },
-    }
+def _pair(rows: dict[str, Facts], pair: tuple[str, str], figures: Facts) -> Facts:
+    """What both lose together."""
+    norms, found = [figures["norms"][skill] for skill in pair], figures["pairs"]["+".join(pair)]
+    overlap = float(np.mean(found["overlap energy"]))
+    size = {"norm ratio": abs(math.log(norms[0] / norms[1])), "norm of both": math.hypot(*norms)}
+    return {**_lost(rows, pair, pair), "figures": {**found, "overlap energy": overlap, **size}}
 
 
-def _directed(
-    rows: dict[str, Facts],
-    pair: tuple[str, str],
-    figures: dict[tuple[str, str], Figures],
-    norms: Facts,
-) -> Facts:
+def _directed(rows: dict[str, Facts], pair: tuple[str, str], figures: Facts) -> Facts:
     """What the first of the pair loses to the second."""
     skill, partner = pair
-    forward = pair in figures
-    f = figures[pair] if forward else figures[partner, skill]
-    order = tuple(s for s in SKILLS if s in pair)
-    drop, interval = mean_drop(
-        [
-            (
-                kept(rows[f"{skill} by linear"], skill),
-                kept(rows[f"{'+'.join(order)} by linear"], skill),
-            )
-        ]
-    )
+    forward = "+".join(pair) in figures["pairs"]
+    found = figures["pairs"]["+".join(pair if forward else pair[::-1])]
+    norms = figures["norms"]
+    size = {"norm of partner": norms[partner], "norm over own": norms[partner] / norms[skill]}
+    overlap = found["overlap energy"][0 if forward else 1]
+    order = pair if forward else pair[::-1]
+    return {
+        **_lost(rows, order, (skill,)),
+        "pair": list(pair),
+        "figures": {**found, "overlap energy": overlap, **size},
+    }
+
+
+def _lost(rows: dict[str, Facts], pair: tuple[str, str], skills: tuple[str, ...]) -> Facts:
+    """Mean drop of `skills` from alone to the pair, with a bootstrap interval over prompts."""
+    merged = rows[f"{'+'.join(pair)} by linear"]
+    changes = [(kept(rows[f"{skill} by linear"], skill), kept(merged, skill)) for skill in skills]
+    drop, interval = mean_drop(changes)
     return {
         "pair": list(pair),
         "drop": round(drop, 4),
         "interval": [round(v, 4) for v in interval],
-        "figures": {
-            "cosine": f.cosine,
-            "conflict": f.conflict,
-            "overlap energy": f.overlap_energy[0 if forward else 1],
-            "norm of partner": norms[partner],
-            "norm of partner over own": norms[partner] / norms[skill],
-        },
     }
-
-
-def _subspace(f: Figures) -> float:
-    """Overlap of the leading singular directions, both sides."""
-    return 0.0 if f.subspace is None else (f.subspace.left + f.subspace.right) / 2
 
 
 def _correlations(points: list[Facts]) -> Facts:

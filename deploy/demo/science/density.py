@@ -35,10 +35,11 @@ def fine_cells(library: Library) -> Iterator[Cell]:
 
 
 def other_cells(library: Library) -> Iterator[Cell]:
-    """DARE at the same densities, and truncated singular values."""
-    for density in (*COARSE[1:], *FINE[:3]):
+    """At random and rescaled (DARE), by magnitude and rescaled, and truncated singular values."""
+    for density in (0.1, 0.01, 0.05, 0.02, 0.2, 0.5):
         for skill in SKILLS:
             yield _cell(library, skill, "dare", density, "bf16")
+            yield _cell(library, skill, "magnitude rescaled", density, "bf16")
     for rank in RANKS:
         for skill in SKILLS:
             yield _cell(library, skill, "svd", rank, "bf16")
@@ -58,7 +59,7 @@ def _cell(library: Library, skill: str, cut: str, amount: float, encoding: str) 
         full = library.full(skill)
         if cut == "svd":
             return through_file(truncate(library, skill, int(amount)), encoding)
-        pick = by_magnitude if cut == "magnitude" else at_random
+        pick = PICKS[cut]
         parts = {name: pick(name, delta, amount) for name, delta in full.parameters.items()}
         return through_file(TaskVector(full.base, parts), encoding)
 
@@ -74,6 +75,13 @@ def by_magnitude(_name: str, delta: Delta, density: float) -> SparseDelta:
     flat = delta.to_dense().reshape(-1)
     index = np.arange(flat.size, dtype=np.int64)
     return _kept(delta, index, flat, top_k(index, flat, max(1, int(density * flat.size))))
+
+
+def by_magnitude_rescaled(name: str, delta: Delta, density: float) -> SparseDelta:
+    """The largest entries, stretched to the norm of the whole delta."""
+    cut = by_magnitude(name, delta, density)
+    whole, left = (np.linalg.norm(v.astype(np.float64)) for v in (delta.to_dense(), cut.values))
+    return cut * float(whole / left)
 
 
 def at_random(name: str, delta: Delta, density: float) -> SparseDelta:
@@ -126,4 +134,8 @@ def _kept(delta: Delta, index: Array, flat: Array, kept: Array) -> SparseDelta:
     return SparseDelta(delta.shape, index[kept], flat[kept])
 
 
-Pick = Callable[[str, Delta, float], SparseDelta]
+PICKS: dict[str, Callable[[str, Delta, float], SparseDelta]] = {
+    "magnitude": by_magnitude,
+    "magnitude rescaled": by_magnitude_rescaled,
+    "dare": at_random,
+}

@@ -10,10 +10,13 @@ CURVES = (
     ("magnitude", "bf16", "largest, bf16"),
     ("magnitude", "int8", "largest, int8"),
     ("magnitude", "ternary", "largest, ternary"),
-    ("dare", "bf16", "random (DARE), bf16"),
+    ("dare", "bf16", "random, rescaled (DARE), bf16"),
+    ("magnitude rescaled", "bf16", "largest, rescaled, bf16"),
     ("svd", "bf16", "low rank 64 … 1, bf16"),
 )
 MEGABYTE = 1e6
+SHIFT = 1.04
+"""Sets points of equal density side by side."""
 
 
 def draw_density(result: Facts) -> Any:
@@ -25,13 +28,12 @@ def draw_density(result: Facts) -> Any:
             mine = [r for r in rows if (r["cut"], r["encoding"]) == (cut, encoding)]
             mine.sort(key=lambda r: r["amount"])
             if cut != "svd":
-                _curve(axes[0, column], mine, [r["amount"] for r in mine], number, name)
+                shifted = [r["amount"] * SHIFT ** (number - 1) for r in mine]
+                _curve(axes[0, column], mine, shifted, number, name)
             _curve(axes[1, column], mine, [r["bytes"] / MEGABYTE for r in mine], number, name)
-        _dress(axes[0, column], f"{skill}: by share of the entries", "share of entries kept")
+        _dress(axes[0, column], f"{skill}: by share of the entries", "entries kept, %")
         _dress(axes[1, column], f"{skill}: by size of the file", "file, MB")
-        axes[0, column].set_xticks(
-            [0.0025, 0.01, 0.05, 0.2, 1], ["¼ %", "1 %", "5 %", "20 %", "100 %"]
-        )
+        axes[0, column].set_xticks([0.0025, 0.01, 0.05, 0.2, 1], ["0.25", "1", "5", "20", "100"])
         axes[1, column].set_xticks([0.5, 2, 10, 50, 200], ["0.5", "2", "10", "50", "200"])
     for axis in axes[:, 0]:
         axis.set_ylabel("answers that pass")

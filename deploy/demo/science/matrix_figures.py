@@ -27,11 +27,8 @@ def draw_matrix(result: Facts) -> Any:
     axis.grid(False)
     axis.tick_params(length=0)
     asked = cells[0][0]["asked"]
-    axis.set_xlabel(
-        f"answers in that style, in % (small: 95 % interval); {asked} held-out prompts a cell;"
-        " bold: a skill of the loadout",
-        fontsize=9,
-    )
+    note = f"share of {asked} held-out prompts; small: 95 % interval; bold: a skill of the loadout"
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 

@@ -6,10 +6,14 @@ import platform
 import shlex
 import sys
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from science.conflict import KEPT_BY, conflict, kept
+from skills import SKILLS
+
+from science.cells import rounds
+from science.conflict import KEPT_BY, conflict, figures_of, kept
 from science.intervals import rate_of
 
 Facts = dict[str, Any]
@@ -26,15 +30,17 @@ KEEP = ("size", "nll", "examples", "build_seconds", "seconds")
 PACKAGES = ("outfitter", "torch", "transformers", "numpy", "peft")
 
 
-def write_reports(cells: dict[str, Facts], vectors: Path, out: Path, command: str) -> None:
+def write_reports(work: Path, vectors: Path, out: Path, command: str) -> None:
     """One file an experiment; a pair needs its singles, so conflict waits for the whole matrix."""
     out.mkdir(parents=True, exist_ok=True)
-    head = provenance(command)
+    head, cells = provenance(command), rounds(work)
     for experiment, file in FILES.items():
         rows = [reported(r) for r in cells.values() if r["experiment"] == experiment]
         if rows:
             write(out / file, {**head, "experiment": experiment, "rows": rows})
-    write(out / CONFLICT_FILE, {**head, "experiment": "conflict", **conflict(cells, vectors)})
+    if all(f"{'+'.join(pair)} by linear" in cells for pair in combinations(SKILLS, 2)):
+        figures = figures_of(vectors, work / "interference.json")
+        write(out / CONFLICT_FILE, {**head, "experiment": "conflict", **conflict(cells, figures)})
 
 
 def reported(row: Facts) -> Facts:

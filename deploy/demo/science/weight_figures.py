@@ -8,7 +8,12 @@ from skills import SKILLS
 from science.canvas import COLORS, GREY, MARKERS, canvas, errors, percent
 
 Facts = dict[str, Any]
-PREDICTORS = ("cosine", "overlap energy", "norm of partner over own")
+LABELS = {
+    "cosine": "cosine",
+    "conflict": "sign conflict, weighted",
+    "norm over own": "norm of the partner over own norm",
+}
+PREDICTORS = tuple(LABELS)
 
 
 def draw_negation(matrix: Facts, negation: Facts) -> Any:
@@ -96,8 +101,10 @@ def draw_conflict(result: Facts) -> Any:
         found = result["directed_correlations"][predictor]
         low, high = found["interval"]
         axis.set_title(f"ρ = {found['rho']:.2f} [{low:.2f}, {high:.2f}]", fontsize=10)
-        axis.set_xlabel(predictor)
+        axis.set_xlabel(LABELS[predictor])
     axes[-1].set_xscale("log")
+    axes[-1].minorticks_off()
+    axes[-1].set_xticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
     axes[0].set_ylabel("rate that the skill loses in the pair")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(SKILLS), title="what loses")
