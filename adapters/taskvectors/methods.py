@@ -4,7 +4,7 @@
 there it is the chance of each nonzero entry. What is declared here is implemented in `merge`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 from taskvectors.errors import InvalidLoadout
 from taskvectors.selection import Selection
 from taskvectors.values import MAX_ECHO
+
+MERGE_ONCE = "merge once with `outfitter merge` and publish the result"
 
 Value: TypeAlias = float | int | bool | str | None
 Parameters: TypeAlias = tuple[tuple[str, Value], ...]
@@ -23,7 +25,8 @@ class Parameter:
     """One parameter of a method. The default's type is the parameter's type.
 
     low, high: inclusive bounds of a number; `above` excludes `low` itself. choices: of a text.
-    is_vector: the value is a reference to one of the loadout's vectors.
+    is_vector: the value is a reference to one of the loadout's vectors. is_required: it has no
+    useful default.
     """
 
     name: str
@@ -34,11 +37,12 @@ class Parameter:
     above: bool = False
     choices: tuple[str, ...] = ()
     is_vector: bool = False
+    is_required: bool = False
 
     def parse(self, value: object) -> Value:
         """`value` in the parameter's own type; raises InvalidLoadout."""
         if self.is_vector:
-            return self._text(value) if value is not None else None
+            return self._reference(value)
         if self.choices:
             return self._choice(value)
         if isinstance(self.default, bool):
@@ -54,7 +58,9 @@ class Parameter:
             raise self._error(value, "a whole number")
         return int(value) if isinstance(self.default, int) else float(value) + 0.0
 
-    def _text(self, value: object) -> str:
+    def _reference(self, value: object) -> str | None:
+        if value is None and not self.is_required:
+            return None
         if not isinstance(value, str):
             raise self._error(value, "the name of one of the vectors")
         return value
@@ -74,6 +80,7 @@ class Method:
 
     is_weighted: False where the formula knows no weights, so all must be 1. at_request: False
     where a result is dense or needs the base's weights: such a merge is made once, at publish time.
+    wants_base: it looks at the base, or at its size.
     """
 
     name: str
@@ -83,6 +90,7 @@ class Method:
     parameters: tuple[Parameter, ...] = ()
     is_weighted: bool = True
     at_request: bool = True
+    wants_base: bool = False
     min_vectors: int = 1
     max_vectors: int | None = None
 
@@ -115,6 +123,23 @@ class Method:
             odd = next(weight for weight in weights if weight != 1.0)
             raise InvalidLoadout(
                 f"method {self.name!r} knows no weights: leave them out, or 1; not {odd:g}"
+            )
+
+    def check_named(self, parameters: Mapping[str, Any], keys: Collection[str]) -> None:
+        """Raise InvalidLoadout unless a parameter that names a vector names one of `keys`."""
+        for parameter in self.parameters:
+            value = parameters[parameter.name]
+            if parameter.is_vector and value is not None and value not in keys:
+                raise InvalidLoadout(
+                    f"{parameter.name} must be one of the loadout's vectors, not {value!r}"
+                )
+
+    def check_at_request(self) -> None:
+        """Raise InvalidLoadout for a method whose merges are made at publish time only."""
+        if not self.at_request:
+            raise InvalidLoadout(
+                f"method {self.name!r} has a dense result or needs the base's weights and is not"
+                f" computed per request: {MERGE_ONCE}"
             )
 
     def check_selection(self, selection: Selection) -> None:
@@ -219,6 +244,7 @@ _ALL = (
             ),
         ),
         is_weighted=False,
+        wants_base=True,
     ),
     Method(
         "dare_linear",
@@ -296,7 +322,9 @@ _ALL = (
         (
             _LAMBDA,
             _MASK_LAMBDA,
-            Parameter("task", None, "The vector whose mask it is.", is_vector=True),
+            Parameter(
+                "task", None, "The vector whose mask it is.", is_vector=True, is_required=True
+            ),
         ),
     ),
     Method(
@@ -313,6 +341,7 @@ _ALL = (
         "Shoemake 1985",
         "mergekit slerp of the two fine-tuned checkpoints, with t = w₂ / (w₁ + w₂)",
         at_request=False,
+        wants_base=True,
         min_vectors=2,
         max_vectors=2,
     ),

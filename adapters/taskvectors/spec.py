@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from taskvectors.errors import InvalidLoadout, InvalidReference
-from taskvectors.methods import LINEAR, Method, Parameters, find_method
+from taskvectors.methods import LINEAR, Parameters, find_method
 from taskvectors.selection import (
     EVERYWHERE,
     MAX_SELECTORS,
@@ -134,9 +134,13 @@ class Loadout:
         complete = found.parse(dict(parameters))
         if found is LINEAR:
             return cls(_canonical_order(_summed(items)))
+        if not items:
+            return cls(())
         found.check_vectors([item.weight for item in items])
-        _check_vector_parameters(found, dict(complete), items)
-        return cls(_canonical_order(items), method, complete) if items else cls(())
+        for item in items:
+            found.check_selection(item.selection)
+        found.check_named(dict(complete), {item.digest for item in items})
+        return cls(_canonical_order(items), method, complete)
 
     @classmethod
     def from_canonical(cls, text: str) -> "Loadout":
@@ -215,6 +219,8 @@ def parse_task_vectors(value: object) -> RequestedLoadout:
     )
     _check_size(len(vectors), [vector.selection for vector in vectors])
     method.check_vectors([vector.weight for vector in vectors])
+    for vector in vectors:
+        method.check_selection(vector.selection)
     return RequestedLoadout(tuple(vectors), method.name, parameters)
 
 
@@ -229,18 +235,6 @@ def _summed(items: Sequence[LoadoutItem]) -> list[LoadoutItem]:
 
 def _canonical_order(items: Sequence[LoadoutItem]) -> tuple[LoadoutItem, ...]:
     return tuple(sorted(items, key=lambda i: (i.digest, repr(i.selection), i.weight)))
-
-
-def _check_vector_parameters(
-    method: Method, values: Mapping[str, object], items: Sequence[LoadoutItem]
-) -> None:
-    """Raise InvalidLoadout unless a parameter that names a vector names one of these."""
-    for parameter in method.parameters:
-        value = values[parameter.name]
-        if parameter.is_vector and value is not None and value not in {i.digest for i in items}:
-            raise InvalidLoadout(
-                f"{parameter.name} must be one of the loadout's vectors, not {value!r}"
-            )
 
 
 def _check_size(num_vectors: int, selections: Sequence[Selection]) -> None:

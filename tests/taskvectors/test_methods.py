@@ -20,8 +20,9 @@ def test_every_method_has_a_paper_a_dialect_and_valid_defaults(method: Method) -
     assert method.summary
     assert method.paper
     assert method.dialect
-    values = dict(method.parse({}))
-    assert values == {parameter.name: parameter.default for parameter in method.parameters}
+    defaults = {p.name: "a" if p.is_required else p.default for p in method.parameters}
+    values = dict(method.parse({p.name: "a" for p in method.parameters if p.is_required}))
+    assert values == defaults
     assert dict(method.parse(values)) == values
     assert all(parameter.description.endswith(".") for parameter in method.parameters)
 
@@ -52,6 +53,7 @@ def test_parameters_stand_beside_the_vectors() -> None:
         ({"method": "dare_linear", "seed": float("inf")}, "seed must be"),
         ({"method": "dare_linear", "seed": -1}, "seed must be from 0"),
         ({"method": "dare_linear", "rescale": "l2"}, "rescale must be 'density' or 'l1' or 'none'"),
+        ({"method": "tall_masks"}, "task must be the name of one of the vectors, not 'None'"),
         ({"method": "emr", "task": 3}, "task must be the name of one of the vectors"),
     ],
 )
@@ -65,6 +67,15 @@ def test_a_method_without_weights_refuses_them() -> None:
     """A weight that no formula reads must not be ignored."""
     with pytest.raises(InvalidLoadout, match="'sce' knows no weights: leave them out, or 1; not 2"):
         parse_task_vectors({"vectors": {"a": 1, "b": 2}, "method": "sce"})
+
+
+def test_a_method_without_weights_refuses_factors() -> None:
+    """A factor of a layer is a weight, too; 0 and 1 only select."""
+    entry = {"name": "a", "layers": {"0-3": 1, "4": 0}}
+    parse_task_vectors({"vectors": [entry], "method": "sce"})
+    entry["layers"] = {"0-3": 0.5}
+    with pytest.raises(InvalidLoadout, match="select layers and modules with factor 0 or 1"):
+        parse_task_vectors({"vectors": [entry], "method": "sce"})
 
 
 def test_a_method_says_how_many_vectors_it_takes() -> None:

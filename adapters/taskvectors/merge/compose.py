@@ -28,16 +28,13 @@ from taskvectors.errors import (
 from taskvectors.footprint import delta_bytes
 from taskvectors.format import VectorWriter, check_against_base
 from taskvectors.merge.stream import MergedVector
-from taskvectors.methods import find_method
+from taskvectors.methods import MERGE_ONCE, Method, find_method
 from taskvectors.sources import open_files
 from taskvectors.spec import Loadout
 from taskvectors.store import DirectoryStore
 from taskvectors.store.composed import COMPOSE_VERSION, ComposedStore, composed_key
 
 NICENESS = 10
-WANT_BASE = frozenset({"ties_original"})
-"""Methods that ask how large the base is."""
-OFFLINE = "merge once with `outfitter merge` and publish the result"
 DISK = "composed loadouts have"
 _PR_SET_PDEATHSIG = 1
 
@@ -72,15 +69,6 @@ class Composed:
     resident_bytes: int
 
 
-def check_at_request(method: str) -> None:
-    """Raise InvalidLoadout for a method whose merges are made at publish time only."""
-    if not find_method(method).at_request:
-        raise InvalidLoadout(
-            f"method {method!r} has a dense result or needs the base's weights and is not computed"
-            f" per request: {OFFLINE}"
-        )
-
-
 def compose(job: Job) -> Composed:
     """Merge a loadout into one file of the composed store, float32.
 
@@ -88,7 +76,8 @@ def compose(job: Job) -> Composed:
     BaseMismatch, InvalidFile, InvalidCheckpoint, OSError.
     """
     loadout = Loadout.from_canonical(job.loadout)
-    check_at_request(loadout.method)
+    method = find_method(loadout.method)
+    method.check_at_request()
     store, target = DirectoryStore(job.store), ComposedStore(job.store)
     files = [(item.digest, store.path(item.digest)) for item in loadout.items]
     with open_files(files) as sources:
@@ -100,7 +89,7 @@ def compose(job: Job) -> Composed:
             loadout.method,
             dict(loadout.parameters),
             selections=[item.selection for item in loadout.items],
-            base=_base(loadout.method, job.base_dir),
+            base=_base(method, job.base_dir),
         )
         written = target.new_file()
         try:
@@ -112,13 +101,13 @@ def compose(job: Job) -> Composed:
     return composed
 
 
-def _base(method: str, base_dir: str | None) -> Checkpoint | None:
-    if method not in WANT_BASE:
+def _base(method: Method, base_dir: str | None) -> Checkpoint | None:
+    if not method.wants_base:
         return None
     if base_dir is None:
         raise InvalidLoadout(
-            f"method {method!r} counts the base's elements, and the engine has no local folder of"
-            f" the base: {OFFLINE}"
+            f"method {method.name!r} counts the base's elements, and the engine has no local folder"
+            f" of the base: {MERGE_ONCE}"
         )
     return Checkpoint.open(base_dir)
 
@@ -169,7 +158,7 @@ def _answer(job: Job) -> Mapping[str, Any]:
         return _refusal(
             PoolTooSmall(
                 f"composing the loadout takes more than {job.memory_bytes} bytes of memory; use"
-                f" fewer vectors, or {OFFLINE}"
+                f" fewer vectors, or {MERGE_ONCE}"
             )
         )
     except OSError as error:

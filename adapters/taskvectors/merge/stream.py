@@ -47,11 +47,12 @@ class MergedVector:
         self._weights = weights
         self._selections = selections or [EVERYWHERE] * len(sources)
         self._keys = _distinct([source.key for source in sources])
+        found.check_named(parameters, self._keys)
         self._checkpoint = base
         self.base = common_base(sources)
         self.shapes = common_shapes(sources)
         parts = Parts(sorted(self.shapes), self._part, None if base is None else base.shapes)
-        self._merge: Merge = merger(method, parameters, sources, parts.base_shapes, parts)
+        self._merge: Merge = merger(found.name, parameters, parts)
 
     def delta(self, name: str) -> Delta | None:
         """The merged delta of one of `shapes`; None where nothing is left."""

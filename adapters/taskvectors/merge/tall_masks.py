@@ -5,30 +5,15 @@ near to that vector's own. FusionBench's strict comparison. Sums go by vector, s
 depend on the machine.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from taskvectors.delta import Array, Delta, Shape
-from taskvectors.errors import InvalidLoadout
+from taskvectors.delta import Array, Delta
 from taskvectors.merge.election import total, weighted
 from taskvectors.merge.parts import Part, unstack
 from taskvectors.merge.task import rows_of
-from taskvectors.sources import Source
-
-
-def prepare(
-    sources: Sequence[Source],
-    parameters: Mapping[str, Any],
-    _base_shapes: Mapping[str, Shape] | None,
-) -> partial[Delta | None]:
-    """parameters: lambda, mask_lambda, task; raises InvalidLoadout unless `task` is a source."""
-    if parameters["task"] is None:
-        raise InvalidLoadout("method 'tall_masks' needs a task: name the vector whose mask it is")
-    rows_of([source.key for source in sources], parameters["task"])
-    return partial(merge, parameters=parameters)
 
 
 def merge(part: Part, parameters: Mapping[str, Any]) -> Delta | None:

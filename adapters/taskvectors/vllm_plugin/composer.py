@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 
 from taskvectors import errors
 from taskvectors.errors import EngineUnavailable, PoolBusy, TaskVectorError
-from taskvectors.merge.compose import Composed, Job, check_at_request
+from taskvectors.merge.compose import Composed, Job
+from taskvectors.methods import find_method
 from taskvectors.spec import Loadout, LoadoutItem
 from taskvectors.store.composed import ComposedStore, composed_key
 from taskvectors.vllm_plugin.config import PluginConfig
@@ -76,7 +77,7 @@ class Composer:
         """
         if loadout.is_linear:
             return loadout
-        check_at_request(loadout.method)
+        find_method(loadout.method).check_at_request()
         digest = await self._recall(loadout) or await self._join(loadout)
         return Loadout((LoadoutItem(digest, 1.0),))
 

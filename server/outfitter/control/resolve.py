@@ -8,7 +8,6 @@ from typing import NoReturn
 from outfitter.control.selection import Modules
 from outfitter.errors import ApiError
 from taskvectors.errors import BaseMismatch, InvalidLoadout
-from taskvectors.merge.compose import check_at_request
 from taskvectors.methods import find_method
 from taskvectors.spec import (
     Loadout,
@@ -97,7 +96,7 @@ def plan(
     """
     if requested is None:
         return Plan(Loadout(()), None)
-    check_at_request(requested.method)
+    find_method(requested.method).check_at_request()
     found = [(vector, resolve(vector.reference)) for vector in requested.vectors]
     for vector, resolved in found:
         _check_base(vector.reference, resolved, base_fingerprint)

@@ -24,7 +24,7 @@ from taskvectors.errors import (
 from taskvectors.footprint import resident_bytes
 from taskvectors.format import read_header, read_vector, write_vector
 from taskvectors.merge import MemorySource, MergedVector, merge_vectors
-from taskvectors.merge.compose import Job, check_at_request, compose
+from taskvectors.merge.compose import Job, compose
 from taskvectors.methods import METHODS
 from taskvectors.selection import parse_selection
 from taskvectors.spec import Loadout, LoadoutItem
@@ -182,7 +182,7 @@ def test_a_result_that_just_fits_is_composed(tmp_path: Path) -> None:
 def test_publish_time_methods_are_refused(name: str) -> None:
     """The error says how such a merge is made."""
     with pytest.raises(InvalidLoadout, match=rf"'{name}' .* `outfitter merge` and publish"):
-        check_at_request(name)
+        METHODS[name].check_at_request()
 
 
 @pytest.mark.parametrize("name", [n for n, method in METHODS.items() if method.at_request])

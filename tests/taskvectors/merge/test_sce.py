@@ -12,7 +12,7 @@ cases = drawn(count=(1, 6), weights=(1.0,))
 
 
 @settings(max_examples=200, deadline=None)
-@given(cases, st.sampled_from((1.0, 1e-4)))
+@given(cases, st.sampled_from((1.0, 2.0**-14)))
 def test_sce_is_mergekits(case: Drawn, scale: float) -> None:
     """By energy, and with the equal weights of vectors too small for it."""
     small = Drawn([vector * scale for vector in case.vectors], case.weights, case.shapes)
@@ -23,8 +23,9 @@ def test_sce_is_mergekits(case: Drawn, scale: float) -> None:
 @given(drawn(count=(1, 6), weights=(1.0,), tied=False), shares)
 def test_sce_selects_as_mergekit(case: Drawn, share: float) -> None:
     """The elements of highest variance, the same number of them."""
-    ours = case.merged("sce", select_topk=share)
-    assert_near(case, ours, mergekit(case, "sce", select_topk=share), factor=16)
+    with stable_sorts():  # bfloat16 values repeat
+        theirs = mergekit(case, "sce", select_topk=share)
+    assert_near(case, case.merged("sce", select_topk=share), theirs, factor=16)
 
 
 @settings(max_examples=100, deadline=None)

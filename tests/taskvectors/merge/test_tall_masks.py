@@ -63,9 +63,9 @@ def test_one_vector_sees_itself_whole() -> None:
 def test_tall_masks_need_a_task() -> None:
     """Without a task, or with one that is not there, nothing can be masked."""
     case = matrices([1.0], [2.0])
-    with pytest.raises(InvalidLoadout, match="needs a task: name the vector whose mask it is"):
+    with pytest.raises(InvalidLoadout, match="task must be the name of one of the vectors"):
         case.merged("tall_masks")
-    with pytest.raises(InvalidLoadout, match=r"task must be one of the vectors \(0, 1\), not '2'"):
+    with pytest.raises(InvalidLoadout, match="task must be one of the loadout's vectors, not '2'"):
         case.merged("tall_masks", task="2")
 
 
