@@ -76,6 +76,7 @@ def test_importing_taskvectors_loads_neither_torch_nor_vllm() -> None:
     """`import taskvectors` is cheap."""
     code = (
         "import sys, taskvectors, taskvectors.format, taskvectors.store, taskvectors.extract;"
+        "import taskvectors.exchange, taskvectors.interference, taskvectors.merge;"
         "sys.exit(bool({'torch', 'vllm'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

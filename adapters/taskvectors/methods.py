@@ -6,6 +6,7 @@ there it is the chance of each nonzero entry. What is declared here is implement
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -94,6 +95,11 @@ class Method:
     min_vectors: int = 1
     max_vectors: int | None = None
 
+    @property
+    def vector_parameters(self) -> frozenset[str]:
+        """The parameters that name one of the vectors."""
+        return frozenset(p.name for p in self.parameters if p.is_vector)
+
     def parse(self, fields: Mapping[str, Any]) -> Parameters:
         """Every parameter with its value, the default where `fields` has none.
 
@@ -127,11 +133,10 @@ class Method:
 
     def check_named(self, parameters: Mapping[str, Any], keys: Collection[str]) -> None:
         """Raise InvalidLoadout unless a parameter that names a vector names one of `keys`."""
-        for parameter in self.parameters:
-            value = parameters[parameter.name]
-            if parameter.is_vector and value is not None and value not in keys:
+        for name in self.vector_parameters:
+            if parameters[name] is not None and parameters[name] not in keys:
                 raise InvalidLoadout(
-                    f"{parameter.name} must be one of the loadout's vectors, not {value!r}"
+                    f"{name} must be one of the loadout's vectors, not {parameters[name]!r}"
                 )
 
     def check_at_request(self) -> None:
@@ -164,12 +169,12 @@ def _check_chances(values: Mapping[str, Any]) -> None:
 
 
 def find_method(name: object) -> Method:
-    """The method called `name`; raises InvalidLoadout that lists the choices."""
+    """The method called `name`; raises InvalidLoadout with what it could have meant."""
     if isinstance(name, str) and name in METHODS:
         return METHODS[name]
-    raise InvalidLoadout(
-        f"unsupported method {str(name)[:MAX_ECHO]!r}; choose {', '.join(METHODS)}"
-    )
+    near = get_close_matches(name, METHODS, n=1) if isinstance(name, str) else []
+    hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(METHODS)}"
+    raise InvalidLoadout(f"unsupported method {str(name)[:MAX_ECHO]!r}; {hint}")
 
 
 def _density(default: float, what: str) -> Parameter:

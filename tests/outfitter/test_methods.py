@@ -84,7 +84,8 @@ def test_a_publish_time_method_is_refused(client: httpx.Client, name: str) -> No
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"method": "tiez"}, ["'tiez'", *METHODS]),
+        ({"method": "tiez"}, ["'tiez'", "did you mean 'ties'?"]),
+        ({"method": "none"}, ["'none'", *METHODS]),
         ({"method": ["ties"]}, ["unsupported method", "dare_ties"]),
         ({"method": "ties", "densty": 0.2}, ["'densty'", "density, lambda, normalize"]),
         ({"method": "linear", "density": 0.2}, ["'density'", "it takes none"]),

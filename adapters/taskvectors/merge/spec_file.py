@@ -17,7 +17,7 @@ from taskvectors.container import open_regular
 from taskvectors.container.strict_json import loads
 from taskvectors.errors import InvalidHeader, InvalidLoadout, InvalidReference, VectorNotFound
 from taskvectors.format import file_digest
-from taskvectors.methods import LINEAR, METHODS, Method, find_method
+from taskvectors.methods import LINEAR, find_method
 from taskvectors.spec import Loadout, LoadoutItem, Reference, parse_task_vectors
 from taskvectors.store.base import Store
 from taskvectors.values import MAX_ECHO, kind_of, parse_weight
@@ -61,7 +61,7 @@ def resolve_spec(value: object, folder: Path, store: Store | None = None) -> Res
         for vector in requested.vectors
     ]
     parameters = dict(requested.parameters)
-    for name in _vector_parameters(method):
+    for name in method.vector_parameters:
         if parameters[name] is not None:
             parameters[name] = names.resolve(Reference.parse(str(parameters[name])))
     loadout = Loadout.build(items, method.name, parameters)
@@ -126,9 +126,9 @@ def _existing(path: Path) -> Path:
 def _as_request(value: object, names: _Names) -> object:
     """The same without paths, for `parse_task_vectors`; raises InvalidLoadout."""
     if isinstance(value, Mapping) and isinstance(value.get("vectors"), (list, Mapping)):
-        method = _method(value.get("method", LINEAR.name))
+        method = find_method(value.get("method", LINEAR.name))
         fields = dict(value)
-        for name in fields.keys() & _vector_parameters(method):
+        for name in fields.keys() & method.vector_parameters:
             fields[name] = _parameter(fields[name], names)
         return {**fields, "vectors": _as_request(value["vectors"], names)}
     if isinstance(value, Mapping):
@@ -162,14 +162,3 @@ def _parameter(value: object, names: _Names) -> object:
     if isinstance(value, Mapping) and value.keys() == {"file"} and isinstance(value["file"], str):
         return names.path(value["file"])
     return names.stand_in(value) if isinstance(value, str) else value
-
-
-def _vector_parameters(method: Method) -> set[str]:
-    return {parameter.name for parameter in method.parameters if parameter.is_vector}
-
-
-def _method(name: object) -> Method:
-    near = get_close_matches(name, METHODS, n=1) if isinstance(name, str) else []
-    if near and name not in METHODS:
-        raise InvalidLoadout(f"unsupported method {name!r}; did you mean {near[0]!r}?")
-    return find_method(name)

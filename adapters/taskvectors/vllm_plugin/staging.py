@@ -39,6 +39,7 @@ class Stager:
             places = self._index.find(name)
             if not places:
                 raise VectorLoadFailed(f"parameter {name!r} has no place in this engine")
+            shared: Tensor | None = None  # by the two sites of a tied embedding
             for site, position in places:
                 _, target = staged.setdefault(id(site), (site, StagedDeltas()))
                 sites[id(site)] = site
@@ -46,6 +47,11 @@ class Stager:
                 if isinstance(delta, SparseDelta) and not _is_small(name, site):
                     _check_shape(name, delta, (part.size, _input_width(site)))
                     sparse.setdefault(id(site), []).append((part, delta))
+                elif isinstance(delta, DenseDelta) and not _is_small(name, site):
+                    _check_shape(name, delta, (part.size, _input_width(site)))
+                    if shared is None:
+                        shared = self._tensor(name, delta.values.astype(np.float32))
+                    target.dense.append(PartTensor(position, shared))
                 else:
                     self._stage_one(name, delta, site, position, column, target)
         self._stage_sparse(sparse, sites, staged)
@@ -61,11 +67,8 @@ class Stager:
             dense.append(PartTensor(position, self._tensor(name, _small(name, delta))))
             return
         _check_shape(name, delta, (part.size, _input_width(site)))
-        if isinstance(delta, LowRankDelta):
-            target.low_rank.append(self._low_rank(name, delta, position, column))
-        elif isinstance(delta, DenseDelta):
-            value = self._tensor(name, delta.values.astype(np.float32))
-            target.dense.append(PartTensor(position, value))
+        assert isinstance(delta, LowRankDelta)
+        target.low_rank.append(self._low_rank(name, delta, position, column))
 
     def _low_rank(self, name: str, delta: LowRankDelta, position: int, column: int) -> LowRankBlock:
         scaled = delta.b.astype(np.float32).T * np.float32(delta.scale)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -18,21 +18,29 @@ Energies = Mapping[str, tuple[float, float]]
 def parameter_table(
     header: FileHeader, *, per_layer: bool, energies: Energies | None = None
 ) -> Table:
-    """A row for each kind of parameter (or each parameter), and one for all."""
+    """A row for each kind of parameter (or each parameter), and one for all; 80 columns wide."""
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name, spec in header.parameters.items():
-        shape = "×".join(str(size) for size in spec.shape)
-        groups[name if per_layer else kind_of(name), _encoding(spec), shape].append(name)
-    table = Table(box=None)
+        groups[name if per_layer else kind_of(name), spec.kind, spec.index, spec.values].append(
+            name
+        )
+    has_exceptions = any(spec.num_exceptions for spec in header.parameters.values())
+    table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("parameter", overflow="fold")
-    for column in ("stored as", "shape"):
-        table.add_column(column, no_wrap=True)
-    for column in _numbers(energies):
+    table.add_column("stored as", no_wrap=True)
+    for column in _numbers(energies, has_exceptions):
         table.add_column(column, justify="right", no_wrap=True)
-    for key, names in groups.items():
-        table.add_row(*key, *_cells(header, names, energies))
-    table.add_row("all", "", "", *_cells(header, list(header.parameters), energies))
+    for (name, *_), names in groups.items():
+        encoding = _encoding([header.parameters[member] for member in names])
+        cells = _cells(header, names, energies, has_exceptions)
+        table.add_row(_short(name), encoding, *cells)
+    table.add_row("all", "", *_cells(header, list(header.parameters), energies, has_exceptions))
     return table
+
+
+def _short(name: str) -> str:
+    """`mlp.up_proj` for `model.layers.*.mlp.up_proj.weight`: what all names share says nothing."""
+    return name.removeprefix("model.").removeprefix("layers.*.").removesuffix(".weight")
 
 
 def bound_line(size: Size) -> str:
@@ -78,23 +86,30 @@ def energies_of(report: ExtractReport) -> dict[str, tuple[float, float]]:
     return {p.name: (p.energy, p.kept_energy) for p in report.parameters}
 
 
-def _encoding(spec: ParameterSpec) -> str:
-    kind = f"low-rank r{spec.rank}" if spec.kind == "low_rank" else spec.kind
-    return " ".join(word for word in (kind, spec.index, spec.values) if word)
+def _encoding(specs: Sequence[ParameterSpec]) -> str:
+    """`sparse u8 bf16`, `low-rank r2-11 bf16`: how parameters of one encoding are stored."""
+    ranks = sorted({spec.rank for spec in specs})
+    span = f"r{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 else f"r{ranks[0]}"
+    kind = f"low-rank {span}" if specs[0].kind == "low_rank" else specs[0].kind
+    return " ".join(word for word in (kind, specs[0].index, specs[0].values) if word)
 
 
-def _numbers(energies: Energies | None) -> list[str]:
-    kept = [] if energies is None else ["kept energy"]
-    return ["count", "values", "density", *kept, "bytes", "bytes/value", "exceptions"]
+def _numbers(energies: Energies | None, has_exceptions: bool) -> list[str]:
+    kept = [] if energies is None else ["energy"]
+    exceptions = ["exceptions"] if has_exceptions else []
+    return ["count", "values", "density", *kept, "bytes", "B/value", *exceptions]
 
 
-def _cells(header: FileHeader, names: list[str], energies: Energies | None) -> list[str]:
+def _cells(
+    header: FileHeader, names: list[str], energies: Energies | None, has_exceptions: bool
+) -> list[str]:
     size = sum((size_of(header, name) for name in names), Size())
     cells = [str(len(names)), f"{size.stored:,}", f"{size.density:.2%}"]
     if energies is not None:
         energy, kept = (sum(energies[name][side] for name in names) for side in (0, 1))
         cells.append(f"{min(1.0, kept / energy) if energy else 1.0:.1%}")
-    return [*cells, human_bytes(size.nbytes), f"{size.per_nonzero:.2f}", f"{size.exceptions:,}"]
+    exceptions = [f"{size.exceptions:,}"] if has_exceptions else []
+    return [*cells, human_bytes(size.nbytes), f"{size.per_nonzero:.2f}", *exceptions]
 
 
 def _spec_as_json(spec: ParameterSpec) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def _resolve_parameters(
     requested: RequestedLoadout, resolve: Callable[[Reference], ResolvedVector]
 ) -> dict[str, object]:
     """The parameters as the engine is told them: a vector is named by its digest."""
-    is_vector = {p.name for p in find_method(requested.method).parameters if p.is_vector}
+    is_vector = find_method(requested.method).vector_parameters
     return {
         name: resolve(Reference.parse(str(value))).digest if name in is_vector and value else value
         for name, value in requested.parameters
