@@ -3,9 +3,10 @@
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import PercentFormatter
 from skills import SKILLS
 
-from science.canvas import COLORS, GREY, MARKERS, canvas, errors, percent
+from science.canvas import COLORS, MARKERS, canvas, errors
 
 Facts = dict[str, Any]
 COLUMNS = (*SKILLS, "control")
@@ -34,7 +35,7 @@ def draw_matrix(result: Facts) -> Any:
 
 def draw_methods(result: Facts) -> Any:
     """Left, what pairs keep by three methods; right, what all five keep by every method."""
-    figure, (left, right) = canvas(1, 2, (10, 4.8), width_ratios=(1.25, 1))
+    figure, (left, right) = canvas(1, 2, (10, 5.2))
     pairs = [r for r in result["rows"] if len(r.get("skills", ())) == 2]
     _draw_pairs(left, pairs)
     _draw_all(right, [r for r in result["rows"] if len(r.get("skills", ())) == len(SKILLS)])
@@ -42,52 +43,42 @@ def draw_methods(result: Facts) -> Any:
 
 
 def _draw_pairs(axis: Any, rows: list[Facts]) -> None:
-    names = list(dict.fromkeys("\n".join(r["skills"]) for r in rows))
-    methods = list(dict.fromkeys(label(r) for r in rows))
-    for number, method in enumerate(methods):
-        mine = {"\n".join(r["skills"]): pooled(r) for r in rows if label(r) == method}
-        places = [names.index(n) + (number - (len(methods) - 1) / 2) * 0.24 for n in mine]
-        _points(axis, places, list(mine.values()), number, method)
-    axis.set_xticks(range(len(names)), names, fontsize=7.5)
-    percent(axis)
-    axis.set_ylabel("mean of the pair's two skills")
-    axis.set_title("Pairs")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, fontsize=9)
+    names = list(dict.fromkeys(" + ".join(r["skills"]) for r in rows))
+    for number, method in enumerate(dict.fromkeys(label(r) for r in rows)):
+        mine = [r for r in rows if label(r) == method]
+        places = [-names.index(" + ".join(r["skills"])) + (1 - number) * 0.22 for r in mine]
+        _points(axis, places, [pooled(r) for r in mine], number, method)
+    axis.set_yticks([-place for place in range(len(names))], names, fontsize=8.5)
+    _dress(axis, "Pairs: mean of the two skills")
 
 
 def _draw_all(axis: Any, rows: list[Facts]) -> None:
-    places = np.arange(len(rows))[::-1]
-    for offset, color, marker, name, rates in (
-        (0.14, COLORS[0], MARKERS[0], "mean of the five skills", [pooled(r) for r in rows]),
-        (-0.14, GREY, MARKERS[1], "control", [r["rates"]["control"] for r in rows]),
-    ):
-        axis.errorbar(
-            [r["rate"] for r in rates],
-            places + offset,
-            xerr=errors(rates),
-            fmt=marker,
-            color=color,
-            label=name,
-            capsize=2,
-        )
+    places = [-place for place in range(len(rows))]
+    _points(axis, [p + 0.14 for p in places], [pooled(r) for r in rows], 0, "mean of the skills")
+    control = [r["rates"]["control"] for r in rows]
+    _points(axis, [p - 0.14 for p in places], control, len(COLORS) - 1, "control")
     axis.set_yticks(places, [label(r) for r in rows], fontsize=8.5)
-    axis.set_xlim(-0.04, 1.04)
-    axis.set_xticks(np.linspace(0, 1, 6), [f"{t}%" for t in range(0, 101, 20)])
-    axis.set_title("All five at once")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.4, -0.08), ncols=2, fontsize=9)
+    _dress(axis, "All five at once")
 
 
-def _points(axis: Any, x: list[float], rates: list[Facts], number: int, name: str) -> None:
+def _points(axis: Any, y: list[float], rates: list[Facts], number: int, name: str) -> None:
     axis.errorbar(
-        x,
         [r["rate"] for r in rates],
-        yerr=errors(rates),
+        y,
+        xerr=errors(rates),
         fmt=MARKERS[number],
         color=COLORS[number],
         label=name,
         capsize=2,
         markersize=5,
     )
+
+
+def _dress(axis: Any, title: str) -> None:
+    axis.set_title(title)
+    axis.set_xlim(-0.04, 1.04)
+    axis.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=3, fontsize=9)
 
 
 def pooled(row: Facts) -> Facts:

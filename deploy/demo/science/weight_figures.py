@@ -44,7 +44,7 @@ def draw_negation(matrix: Facts, negation: Facts) -> Any:
         axis.set_xlabel("weight")
         axis.set_xticks([-1, -0.5, 0, 1])
     axes[0].set_ylabel("change of loss, nats a token")
-    axes[3].set_ylabel("right")
+    axes[3].set_ylabel("share right", labelpad=1)
     percent(axes[3])
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(SKILLS))
