@@ -103,7 +103,7 @@ def test_inspect_shows_what_is_in_a_file(tmp_path: Path) -> None:
     """Base, digest, metadata, and one row per kind of module."""
     file = make_vector(tmp_path / "v.safetensors")
     text = invoke("inspect", file).stdout
-    for word in (file_digest(file), "b" * 64, "MIT", "model.layers.*.mlp.up_proj.weight", "8×4"):
+    for word in (file_digest(file), "b" * 64, "MIT", "\nmlp.up_proj "):
         assert word in text
     fields = json.loads(invoke("inspect", file, "--json").stdout)
     up = fields["parameters"]["model.layers.0.mlp.up_proj.weight"]

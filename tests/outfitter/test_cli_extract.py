@@ -138,10 +138,10 @@ def test_rows_are_kinds_or_parameters(tmp_path: Path, pair: tuple[Path, Path]) -
     out = tmp_path / "x"
     for command in (("extract", *pair, "-o", out), ("inspect", out)):
         together, apart = invoke(*command).stdout, invoke(*command, "--per-layer").stdout
-        assert UP.format("*") in together
-        assert UP.format(1) not in together
-        assert UP.format("*") not in apart
-        assert all(UP.format(i) in apart for i in range(3))
+        assert together.count("mlp.up_proj") == 1
+        assert "layers.1.mlp.up_proj" not in together
+        assert apart.count("mlp.up_proj") == 3
+        assert all(f"layers.{i}.mlp.up_proj" in apart for i in range(3))
 
 
 def test_what_did_not_change_is_counted(tmp_path: Path, pair: tuple[Path, Path]) -> None:
