@@ -1,4 +1,4 @@
-"""Measure and draw: `PYTHONPATH=deploy/demo python -m science evaluate`, then `report`, `plot`."""
+"""Measure and draw: `PYTHONPATH=deploy/demo python -m science evaluate`; then `report`, `plot`."""
 
 import argparse
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ from science.plots import draw_all
 from science.probes import probes
 from science.report import this_command, write_reports
 from science.resident import Resident
+from science.tables import all_tables
 
 EXPERIMENTS = {
     "matrix": linear_cells,
@@ -62,6 +63,10 @@ def plot(args: argparse.Namespace) -> None:
     draw_all(args.results, args.output)
 
 
+def tables(args: argparse.Namespace) -> None:
+    print(all_tables(args.results))
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/science"), help="the journal")
@@ -83,6 +88,9 @@ def parse_args() -> argparse.Namespace:
     stage.set_defaults(run=plot)
     stage.add_argument("--results", type=Path, default=RESULTS)
     stage.add_argument("-o", "--output", type=Path, default=ROOT / "docs/images")
+    stage = stages.add_parser("tables", help="print the result files as Markdown")
+    stage.set_defaults(run=tables)
+    stage.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
 
 

@@ -62,8 +62,9 @@ def rounds(work: Path) -> dict[str, Facts]:
     rows: dict[str, Facts] = {}
     for file in files:
         for name, row in Journal(file).rows.items():
-            first = rows.setdefault(name, {**row, "passes": dict.fromkeys(row["passes"], "")})
-            first["passes"] = {c: first["passes"][c] + p for c, p in row["passes"].items()}
+            passes = rows.setdefault(name, {**row, "passes": {}})["passes"]
+            for column, more in row["passes"].items():
+                passes[column] = passes.get(column, "") + more
     return rows
 
 

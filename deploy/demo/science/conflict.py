@@ -53,6 +53,30 @@ def _figures(f: Figures) -> Facts:
     }
 
 
+def against_linear(rows: dict[str, Facts]) -> list[Facts]:
+    """Of every other method: what skills gain on average over linear, on the same prompts."""
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for row in rows.values():
+        if row["experiment"] == "matrix" and row.get("method", "linear") != "linear":
+            plain = rows["+".join(row["skills"]) + " by linear"]
+            method = row["cell"].partition(" by ")[2]
+            kind = "pairs" if len(row["skills"]) == 2 else "all five"
+            changes = [(kept(row, skill), kept(plain, skill)) for skill in row["skills"]]
+            found.setdefault((kind, method), []).extend(changes)
+    return [
+        {
+            "loadouts": kind,
+            "method": method,
+            "gain": round(gain, 4),
+            "interval": [round(v, 4) for v in interval],
+            "prompts": len(changes[0][0]),
+            "loadouts_times_skills": len(changes),
+        }
+        for (kind, method), changes in found.items()
+        for gain, interval in [mean_drop(changes)]
+    ]
+
+
 def conflict(rows: dict[str, Facts], figures: Facts) -> Facts:
     """Figures and drops of all pairs, by linear merge at weight 1, and how they correlate."""
     norms = figures["norms"]

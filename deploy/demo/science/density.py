@@ -19,7 +19,7 @@ COARSE = (1.0, 0.1, 0.01, 0.0025)
 FINE = (0.05, 0.005, 0.02, 0.2, 0.5)
 ENCODINGS = ("bf16", "ternary", "int8")
 CONTROLLED = (1.0, 0.1, 0.01)
-"""Densities of the bf16 curve at which the control is asked, too."""
+"""Densities of the bf16 curves at which the control is asked, too."""
 RANKS = (64, 16, 4, 1, 8, 2, 32)
 SEED = 0
 
@@ -40,6 +40,12 @@ def other_cells(library: Library) -> Iterator[Cell]:
         for skill in SKILLS:
             yield _cell(library, skill, "dare", density, "bf16")
             yield _cell(library, skill, "magnitude rescaled", density, "bf16")
+    for density in (0.0025, 0.005):
+        for skill in SKILLS:
+            yield _cell(library, skill, "dare", density, "bf16")
+    for density in (0.0025, 0.01, 0.1):
+        for skill in SKILLS:
+            yield _cell(library, skill, "dare", density, "ternary")
     for rank in RANKS:
         for skill in SKILLS:
             yield _cell(library, skill, "svd", rank, "bf16")
@@ -63,7 +69,7 @@ def _cell(library: Library, skill: str, cut: str, amount: float, encoding: str) 
         parts = {name: pick(name, delta, amount) for name, delta in full.parameters.items()}
         return through_file(TaskVector(full.base, parts), encoding)
 
-    asks_control = (cut, encoding) == ("magnitude", "bf16") and amount in CONTROLLED
+    asks_control = cut in ("magnitude", "dare") and encoding == "bf16" and amount in CONTROLLED
     probes = ("style", "control") if asks_control else ("style",)
     facts = {"skill": skill, "cut": cut, "amount": amount, "encoding": encoding}
     name = f"{skill} cut by {cut} to {amount:g} in {encoding}"

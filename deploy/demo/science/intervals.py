@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -40,19 +41,20 @@ def either(*passes: str) -> str:
 
 
 def mean_drop(pairs: Sequence[tuple[str, str]]) -> tuple[float, Interval]:
-    """Mean of rate(before) − rate(after) on the prompts that both have; bootstrap over prompts."""
-    rng = np.random.default_rng(SEED)
+    """Mean of rate(before) − rate(after) on the prompts that both have; bootstrap over prompts.
+
+    Every pair is resampled by the same draws, because they share their prompts.
+    """
     common = [min(map(len, pair)) for pair in pairs]
     differences = [bits(b[:n]) - bits(a[:n]) for (b, a), n in zip(pairs, common, strict=True)]
-    mean = float(np.mean([d.mean() for d in differences]))
-    resampled = np.mean(
-        [
-            d[rng.integers(0, len(d), (NUM_RESAMPLES, len(d)))].mean(axis=1, dtype=np.float64)
-            for d in differences
-        ],
-        axis=0,
-    )
-    return mean, percentiles(resampled)
+    resampled = np.mean([d[_draws(len(d))].mean(axis=1) for d in differences], axis=0)
+    return float(np.mean([d.mean() for d in differences])), percentiles(resampled)
+
+
+@cache
+def _draws(count: int) -> Array:
+    """With replacement from `count` prompts, `[resamples, count]`."""
+    return np.random.default_rng(SEED).integers(0, count, (NUM_RESAMPLES, count))
 
 
 def bits(passes: str) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 from skills import SKILLS
 
 from science.cells import rounds
-from science.conflict import KEPT_BY, conflict, figures_of, kept
+from science.conflict import KEPT_BY, against_linear, conflict, figures_of, kept
 from science.intervals import rate_of
 
 Facts = dict[str, Any]
@@ -37,7 +37,8 @@ def write_reports(work: Path, vectors: Path, out: Path, command: str) -> None:
     for experiment, file in FILES.items():
         rows = [reported(r) for r in cells.values() if r["experiment"] == experiment]
         if rows:
-            write(out / file, {**head, "experiment": experiment, "rows": rows})
+            more = {"against_linear": against_linear(cells)} if experiment == "matrix" else {}
+            write(out / file, {**head, "experiment": experiment, **more, "rows": rows})
     if all(f"{'+'.join(pair)} by linear" in cells for pair in combinations(SKILLS, 2)):
         figures = figures_of(vectors, work / "interference.json")
         write(out / CONFLICT_FILE, {**head, "experiment": "conflict", **conflict(cells, figures)})
