@@ -126,7 +126,8 @@ def random_delta(
         a, b = values_of(rng, (rank, shape[1]), tied), values_of(rng, (shape[0], rank), tied)
         return LowRankDelta(shape, a, b, 0.5)
     dense = values_of(rng, shape, tied)
-    return DenseDelta(dense.astype(ml_dtypes.bfloat16) if rng.random() < 0.3 else dense)
+    # Rounded to bfloat16, normal values would repeat.
+    return DenseDelta(dense.astype(ml_dtypes.bfloat16) if tied and rng.random() < 0.3 else dense)
 
 
 def values_of(rng: np.random.Generator, shape: tuple[int, ...], tied: bool) -> Array:

@@ -27,7 +27,9 @@ def test_model_stock_is_mergekits(case: Drawn, filter_wise: bool) -> None:
         mean = stacked.mean(0)
         clear = mean.abs() > 1e-9
         shrink = float((expected[clear] / mean[clear]).abs().max()) if clear.any() else 0.0
-        assert_close(merged[name], expected, scale=shrink * float(stacked.abs().max()))
+        least = 0.1  # a cosine near 0 is a difference of rounded sums
+        scale = max(shrink, least) * float(stacked.abs().max())
+        assert_close(merged[name], expected, scale=scale)
 
 
 @pytest.mark.parametrize("filter_wise", [False, True])
