@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from taskvectors.errors import InvalidLoadout, InvalidReference
-from taskvectors.methods import LINEAR, Parameters, find_method
+from taskvectors.method import Parameters
+from taskvectors.methods import LINEAR, find_method
 from taskvectors.selection import (
     EVERYWHERE,
     MAX_SELECTORS,

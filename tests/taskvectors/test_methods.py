@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskvectors.errors import InvalidLoadout
-from taskvectors.methods import METHODS, Method
+from taskvectors.method import Method
+from taskvectors.methods import METHODS
 from taskvectors.spec import Loadout, LoadoutItem, parse_task_vectors
 
 A, B = "a" * 64, "b" * 64

@@ -28,7 +28,8 @@ from taskvectors.errors import (
 from taskvectors.footprint import delta_bytes
 from taskvectors.format import VectorWriter, check_against_base
 from taskvectors.merge.stream import MergedVector
-from taskvectors.methods import MERGE_ONCE, Method, find_method
+from taskvectors.method import MERGE_ONCE, Method
+from taskvectors.methods import find_method
 from taskvectors.sources import open_files
 from taskvectors.spec import Loadout
 from taskvectors.store import DirectoryStore

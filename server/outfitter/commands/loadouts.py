@@ -15,7 +15,8 @@ from taskvectors.checkpoint import Checkpoint, cached_fingerprint
 from taskvectors.errors import BaseMismatch, InvalidLoadout
 from taskvectors.format import read_header
 from taskvectors.merge.spec_file import SUFFIX, ResolvedSpec, read_spec, resolve_spec
-from taskvectors.methods import METHODS, Value
+from taskvectors.method import Value
+from taskvectors.methods import METHODS
 from taskvectors.store import DirectoryStore
 from taskvectors.vector import BaseInfo
 

@@ -17,7 +17,8 @@ import peft.utils.merge_utils as peft
 import torch
 
 from taskvectors.delta import DenseDelta
-from taskvectors.methods import METHODS, Method, Parameter
+from taskvectors.method import Method, Parameter
+from taskvectors.methods import METHODS
 from tests.taskvectors.making import save_checkpoint
 from tests.taskvectors.merge.drawing import Dense, Drawn, values_of, vector_of
 from tests.taskvectors.merge.oracles import (
