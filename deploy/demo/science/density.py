@@ -18,7 +18,7 @@ SKILLS = ("json", "uppercase")
 COARSE = (1.0, 0.1, 0.01, 0.0025)
 FINE = (0.05, 0.005, 0.02, 0.2, 0.5)
 ENCODINGS = ("bf16", "ternary", "int8")
-CONTROLLED = (1.0, 0.1, 0.01)
+CONTROLLED = (1.0, 0.1, 0.01, 0.0025)
 """Densities of the bf16 curves at which the control is asked, too."""
 RANKS = (64, 16, 4, 1, 8, 2, 32)
 SEED = 0
@@ -40,7 +40,7 @@ def other_cells(library: Library) -> Iterator[Cell]:
         for skill in SKILLS:
             yield _cell(library, skill, "dare", density, "bf16")
             yield _cell(library, skill, "magnitude rescaled", density, "bf16")
-    for density in (0.0025, 0.005):
+    for density in (0.0025, 0.005, 0.001, 0.0003, 0.0001):
         for skill in SKILLS:
             yield _cell(library, skill, "dare", density, "bf16")
     for density in (0.0025, 0.01, 0.1):

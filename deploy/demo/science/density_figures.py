@@ -12,9 +12,11 @@ CURVES = (
     ("magnitude", "ternary", "largest, ternary"),
     ("dare", "bf16", "random, rescaled (DARE), bf16"),
     ("magnitude rescaled", "bf16", "largest, rescaled, bf16"),
+    ("dare", "ternary", "random (DARE), ternary"),
     ("svd", "bf16", "low rank 64 … 1, bf16"),
 )
 MEGABYTE = 1e6
+TICKS = (0.0001, 0.001, 0.01, 0.1, 1.0)
 SHIFT = 1.04
 """Sets points of equal density side by side."""
 
@@ -33,7 +35,7 @@ def draw_density(result: Facts) -> Any:
             _curve(axes[1, column], mine, [r["bytes"] / MEGABYTE for r in mine], number, name)
         _dress(axes[0, column], f"{skill}: by share of the entries", "entries kept, %")
         _dress(axes[1, column], f"{skill}: by size of the file", "file, MB")
-        axes[0, column].set_xticks([0.0025, 0.01, 0.05, 0.2, 1], ["0.25", "1", "5", "20", "100"])
+        axes[0, column].set_xticks(TICKS, [f"{100 * t:g}" for t in TICKS])
         axes[1, column].set_xticks([0.5, 2, 10, 50, 200], ["0.5", "2", "10", "50", "200"])
     for axis in axes[:, 0]:
         axis.set_ylabel("answers that pass")
@@ -53,7 +55,7 @@ def _curve(axis: Any, rows: list[Facts], x: list[float], number: int, name: str)
         label=name,
         capsize=2,
         markersize=4.5,
-        linewidth=1.4,
+        linewidth=0 if "int8" in name else 1.4,
         elinewidth=0.7,
     )
 

@@ -44,7 +44,8 @@ def draw_methods(result: Facts) -> Any:
 
 def _draw_pairs(axis: Any, rows: list[Facts]) -> None:
     names = list(dict.fromkeys(" + ".join(r["skills"]) for r in rows))
-    for number, method in enumerate(dict.fromkeys(label(r) for r in rows)):
+    methods = sorted(dict.fromkeys(label(r) for r in rows), key=lambda name: name != "linear")
+    for number, method in enumerate(methods):
         mine = [r for r in rows if label(r) == method]
         places = [-names.index(" + ".join(r["skills"])) + (1 - number) * 0.22 for r in mine]
         _points(axis, places, [pooled(r) for r in mine], number, method)

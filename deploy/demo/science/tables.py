@@ -1,7 +1,7 @@
 """The result files as Markdown tables, for docs/science.md."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ def all_tables(results: Path) -> str:
 
 
 def shown(rate: Facts) -> str:
-    """`92 % [74, 98] of 24`."""
+    """`92 [74, 98] of 24`, in per cent."""
     low, high = (round(100 * v) for v in rate["interval"])
-    return f"{rate['rate']:.0%} [{low}, {high}] of {rate['asked']}".replace("%", " %", 1)
+    return f"{100 * rate['rate']:.0f} [{low}, {high}] of {rate['asked']}"
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -37,26 +37,36 @@ def gains(result: Facts) -> str:
 
 
 def densities(result: Facts) -> str:
-    """A line an amount, a column a cut and skill."""
+    """For each skill a line an amount, a column a cut; then the bytes of the files."""
     rows = result["rows"]
-    columns = list(dict.fromkeys((r["skill"], r["cut"], r["encoding"]) for r in rows))
-    amounts = sorted({(r["cut"] == "svd", -r["amount"]) for r in rows})
-    lines = []
-    for is_svd, amount in amounts:
-        line = [f"rank {-amount:g}" if is_svd else f"{-100 * amount:g} %"]
-        for skill, cut, encoding in columns:
-            wanted = [
-                r for r in rows if (r["skill"], r["cut"], r["encoding"]) == (skill, cut, encoding)
-            ]
-            cells = [r for r in wanted if r["amount"] == -amount and (cut == "svd") == is_svd]
-            text = (
-                f"{shown(cells[0]['rates'][skill])}, {cells[0]['bytes'] / 1e6:.1f} MB"
-                if cells
-                else ""
-            )
-            line.append(text)
-        lines.append(line)
-    return table(["kept", *(" ".join(column) for column in columns)], lines)
+    parts = [_curve(rows, skill, _rate) for skill in dict.fromkeys(r["skill"] for r in rows)]
+    return "\n\n".join([*parts, _curve(rows, rows[0]["skill"], _megabytes)])
+
+
+def _curve(rows: list[Facts], skill: str, cell: Callable[[Facts], str]) -> str:
+    mine = [r for r in rows if r["skill"] == skill]
+    columns = list(dict.fromkeys((r["cut"], r["encoding"]) for r in mine))
+    amounts = dict.fromkeys(sorted((r["cut"] == "svd", -r["amount"]) for r in mine))
+    found = {(r["cut"], r["encoding"], r["amount"]): cell(r) for r in mine}
+    lines = [
+        [
+            f"rank {-amount:g}" if is_svd else f"{-100 * amount:g} %",
+            *(
+                found.get((*column, -amount), "") if (column[0] == "svd") == is_svd else ""
+                for column in columns
+            ),
+        ]
+        for is_svd, amount in amounts
+    ]
+    return table([f"{skill}: kept", *(" ".join(column) for column in columns)], lines)
+
+
+def _rate(row: Facts) -> str:
+    return shown(row["rates"][row["skill"]])
+
+
+def _megabytes(row: Facts) -> str:
+    return f"{row['bytes'] / 1e6:.1f} MB"
 
 
 def negations(result: Facts) -> str:
