@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,10 @@ def fine_cells(library: Library) -> Iterator[Cell]:
 
 def other_cells(library: Library) -> Iterator[Cell]:
     """At random and rescaled (DARE), by magnitude and rescaled, and truncated singular values."""
+    for density in (0.0025, 0.0001):
+        for skill in SKILLS:
+            for seed in (1, 2):
+                yield _cell(library, skill, f"dare seed {seed}", density, "bf16")
     for density in (0.1, 0.01, 0.05, 0.02, 0.2, 0.5):
         for skill in SKILLS:
             yield _cell(library, skill, "dare", density, "bf16")
@@ -90,11 +94,11 @@ def by_magnitude_rescaled(name: str, delta: Delta, density: float) -> SparseDelt
     return cut * float(whole / left)
 
 
-def at_random(name: str, delta: Delta, density: float) -> SparseDelta:
+def at_random(name: str, delta: Delta, density: float, seed: int = SEED) -> SparseDelta:
     """DARE: each entry with probability `density`, divided by it (arXiv 2311.03099, §3.2)."""
     flat = delta.to_dense().reshape(-1)
     index = np.arange(flat.size, dtype=np.int64)
-    kept = dare(index, flat, density, "science", SEED, name)
+    kept = dare(index, flat, density, "science", seed, name)
     return _kept(delta, index, flat / np.float32(density), kept)
 
 
@@ -144,4 +148,5 @@ PICKS: dict[str, Callable[[str, Delta, float], SparseDelta]] = {
     "magnitude": by_magnitude,
     "magnitude rescaled": by_magnitude_rescaled,
     "dare": at_random,
+    **{f"dare seed {seed}": partial(at_random, seed=seed) for seed in (1, 2)},
 }
