@@ -12,6 +12,8 @@ STORE ?= $(CACHE)/store
 HOST ?= 127.0.0.1
 PORT ?= 8100
 DTYPE ?= float32
+# Room for a synthetic pair of 1.5 billion parameters, 12 GB.
+SCRATCH ?= $(CACHE)/scratch
 
 .PHONY: serve test test-all test-gpu bench grades check lint format demo lock clean
 
@@ -34,8 +36,12 @@ test-gpu:
 	python3 -m pytest tests/gpu -m gpu
 
 bench: $(VENV)/.test $(MODEL)/config.json
-	for dtype in float32; do $(BIN)/python -m tests.benchmarks.decode --model $(MODEL) \
-	  --dtype $$dtype -o tests/benchmarks/results/decode_cpu_$$dtype.json || exit 1; done
+	$(BIN)/python -m tests.benchmarks.decode --model $(MODEL) --dtype float32 \
+	  -o tests/benchmarks/results/decode_cpu_float32.json
+	$(BIN)/python -m tests.benchmarks.encodings
+	$(BIN)/python -m tests.benchmarks.merging --model $(MODEL) --layers 8
+	$(BIN)/python -m tests.benchmarks.extraction --model $(MODEL) --folder $(SCRATCH) \
+	  --parts small large -o tests/benchmarks/results/extraction.json
 
 # Wants `make serve` in another terminal.
 grades: $(VENV)/.test
