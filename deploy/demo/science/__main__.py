@@ -17,7 +17,7 @@ from science.matrix import linear_cells, method_cells, pair_method_cells
 from science.negation import negation_cells
 from science.plots import draw_all
 from science.probes import probes
-from science.report import this_command, write_reports
+from science.report import write_reports
 from science.resident import Resident
 from science.tables import all_tables
 
@@ -56,7 +56,7 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
 
 
 def report(args: argparse.Namespace) -> None:
-    write_reports(args.work, args.vectors, args.results, this_command())
+    write_reports(args.work, args.vectors, args.results)
 
 
 def plot(args: argparse.Namespace) -> None:

@@ -110,8 +110,8 @@ def truncate(library: Library, skill: str, rank: int) -> TaskVector:
     for name, delta in full.parameters.items():
         dense, (side, basis) = delta.to_dense(), bases[name]
         top = basis[:, :rank]
-        pair = (top.T, dense @ top) if side == "right" else (top.T @ dense, top)
-        parts[name] = LowRankDelta(delta.shape, *map(np.ascontiguousarray, pair))
+        a, b = (top.T, dense @ top) if side == "right" else (top.T @ dense, top)
+        parts[name] = LowRankDelta(delta.shape, np.ascontiguousarray(a), np.ascontiguousarray(b))
     return TaskVector(full.base, parts)
 
 

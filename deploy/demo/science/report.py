@@ -3,8 +3,6 @@
 import json
 import os
 import platform
-import shlex
-import sys
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
@@ -25,15 +23,16 @@ FILES = {
     "analogy": "science_analogy.json",
     "bound": "science_bound.json",
 }
+COMMAND = "PYTHONPATH=deploy/demo python -m science report"
 CONFLICT_FILE = "science_conflict.json"
 KEEP = ("size", "nll", "examples", "build_seconds", "seconds")
 PACKAGES = ("outfitter", "torch", "transformers", "numpy", "peft")
 
 
-def write_reports(work: Path, vectors: Path, out: Path, command: str) -> None:
+def write_reports(work: Path, vectors: Path, out: Path) -> None:
     """One file an experiment; a pair needs its singles, so conflict waits for the whole matrix."""
     out.mkdir(parents=True, exist_ok=True)
-    head, cells = provenance(command), rounds(work)
+    head, cells = provenance(), rounds(work)
     for experiment, file in FILES.items():
         rows = [reported(r) for r in cells.values() if r["experiment"] == experiment]
         if rows:
@@ -58,20 +57,15 @@ def reported(row: Facts) -> Facts:
     }
 
 
-def provenance(command: str) -> Facts:
+def provenance() -> Facts:
     """Command, versions and machine."""
     return {
-        "command": command,
+        "command": COMMAND,
         "precision": "float32, greedy, base weights + dense delta, transformers",
         "interval": "95 %, Wilson",
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "machine": {"processor": platform.machine(), "cpus": os.cpu_count(), "threads": 1},
     }
-
-
-def this_command() -> str:
-    """How the program was called."""
-    return shlex.join(["python", "-m", "science", *sys.argv[1:]])
 
 
 def write(path: Path, value: Facts) -> None:
