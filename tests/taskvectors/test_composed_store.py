@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -115,8 +116,11 @@ def test_many_small_files_are_bounded_in_number(
     assert sorted(store.evict(1 << 30)) == sorted(digests[:2])
 
 
-def test_what_killed_processes_left_is_swept_when_it_is_old(tmp_path: Path) -> None:
-    """What is being written now stays."""
+@pytest.mark.parametrize("sweeps", [lambda store: store.evict(1 << 30), ComposedStore.new_file])
+def test_what_killed_processes_left_is_swept_when_it_is_old(
+    tmp_path: Path, sweeps: Callable[[ComposedStore], object]
+) -> None:
+    """Before a file is made and after; what is being written now stays."""
     store = ComposedStore(tmp_path)
     old, new = store.new_file(), store.new_file()
     temporary = tmp_path / "composed" / f".{old.name}.abc.tmp"
@@ -124,7 +128,7 @@ def test_what_killed_processes_left_is_swept_when_it_is_old(tmp_path: Path) -> N
         path.write_bytes(b"half")
     for path in (old, temporary):
         os.utime(path, (1, 1))
-    store.evict(1 << 30)
+    sweeps(store)
     assert files(tmp_path) == [new.name]
 
 

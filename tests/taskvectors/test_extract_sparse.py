@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from taskvectors.checkpoint import fingerprint
 from taskvectors.extract import InvalidExtraction, difference, extract
 from taskvectors.format import file_digest, read_header, read_vector
 from taskvectors.sparsify import uniform
@@ -24,9 +25,11 @@ METHODS: list[dict[str, Any]] = [
 ]
 
 
-def pair(folder: Path, dtype: Any = np.float32) -> tuple[Path, Path, dict[str, torch.Tensor]]:
+def pair(
+    folder: Path, dtype: Any = np.float32, seed: int = 6
+) -> tuple[Path, Path, dict[str, torch.Tensor]]:
     """Two checkpoints whose differences have many ties and zeros, and these differences."""
-    rng = np.random.default_rng(6)
+    rng = np.random.default_rng(seed)
     before = {n: rng.standard_normal(shape).astype(dtype) for n, shape in SHAPES.items()}
     steps = {n: rng.integers(-6, 7, shape) / 8 for n, shape in SHAPES.items()}
     after = {n: (before[n].astype(np.float32) + steps[n]).astype(dtype) for n in SHAPES}
@@ -100,7 +103,8 @@ def test_the_file_says_how_it_was_made(tmp_path: Path, options: dict[str, Any]) 
     base, tuned, full = pair(tmp_path, BF16)
     extract(base, tuned, tmp_path / "x", value_dtype="fp32", **options)
     vector = read_vector(tmp_path / "x")
-    assert vector.metadata["extraction"] == options
+    drawn_by = {"finetuned_fingerprint": fingerprint(tuned)} if "seed" in options else {}
+    assert vector.metadata["extraction"] == {**options, **drawn_by}
     norm = vector.parameters["norm.weight"]
     assert isinstance(norm, DenseDelta)
     np.testing.assert_array_equal(norm.values, full["norm.weight"].numpy())
@@ -140,7 +144,7 @@ def test_dare_divides_what_it_keeps(tmp_path: Path) -> None:
     extract(base, tuned, tmp_path / "x", method="dare", density=0.3, seed=9, value_dtype="fp32")
     for name in ("a.weight", "b.weight", "c.weight"):
         flat = full[name].reshape(-1).numpy()
-        kept = uniform("extract", 9, name, np.arange(flat.size)) < 0.3
+        kept = uniform(fingerprint(tuned), 9, name, np.arange(flat.size)) < 0.3
         expected = np.where(kept, flat / np.float32(0.3), np.float32(0))
         np.testing.assert_array_equal(values_of(tmp_path / "x", name), expected)
 
@@ -154,6 +158,16 @@ def test_another_seed_is_another_vector(tmp_path: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_two_skills_keep_other_entries(tmp_path: Path) -> None:
+    """Under one seed, too: equal draws would make every kept entry collide."""
+    (base, one, _), (_, other, _) = pair(tmp_path / "1"), pair(tmp_path / "2", seed=5)
+    supports = []
+    for number, tuned in enumerate((one, other)):
+        extract(base, tuned, tmp_path / f"{number}.file", method="dare", density=0.3)
+        supports.append(values_of(tmp_path / f"{number}.file", "a.weight") != 0)
+    assert 0 < np.mean(supports[0] & supports[1]) < 0.5 * np.mean(supports[0])
+
+
 def test_della_divides_by_each_entrys_probability(tmp_path: Path) -> None:
     """Ranks over whole rows in torch; survivors are d / p of their own."""
     base, tuned, full = pair(tmp_path)
@@ -165,7 +179,7 @@ def test_della_divides_by_each_entrys_probability(tmp_path: Path) -> None:
         ranks = places.argsort(dim=1).double()
         chance = (0.15 + 0.5 * ranks / (rows.shape[1] - 1)).reshape(-1).numpy()
         flat = rows.reshape(-1).numpy()
-        kept = uniform("extract", 3, name, np.arange(flat.size)) < chance
+        kept = uniform(fingerprint(tuned), 3, name, np.arange(flat.size)) < chance
         np.testing.assert_allclose(
             values_of(tmp_path / "x", name), np.where(kept, flat / chance, 0), rtol=1e-6
         )

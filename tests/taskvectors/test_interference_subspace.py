@@ -1,12 +1,21 @@
 """Singular directions: against a full SVD, exact where they can be, unbiased where not."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskvectors.delta import Array, Delta, DenseDelta, LowRankDelta, SparseDelta
-from taskvectors.interference.subspace import MAX_SIDES, TOP, overlap, subspace
+from taskvectors.interference.subspace import (
+    CHUNK,
+    DENSE_FROM,
+    MAX_SIDES,
+    TOP,
+    overlap,
+    subspace,
+)
 from tests.taskvectors.making import sparse
 
 
@@ -50,6 +59,49 @@ def test_overlap_equals_that_of_a_full_svd(
     assert found.left == pytest.approx(shared(u, w), abs=2e-3)
     assert found.right == pytest.approx(shared(v, x), abs=2e-3)
     assert (found.left_chance, found.right_chance) == (TOP / shape[0], TOP / shape[1])
+
+
+def embedded(rng: np.random.Generator, block: tuple[int, int], shape: tuple[int, int]) -> Delta:
+    """A full block of eight strong directions, on scattered rows and columns."""
+    values = spiked(rng, block, 1.0).to_dense()
+    rows, columns = (
+        np.sort(rng.choice(n, k, replace=False)) for n, k in zip(shape, block, strict=True)
+    )
+    index = (rows[:, None] * shape[1] + columns).reshape(-1)
+    return SparseDelta(shape, index, values.reshape(-1))
+
+
+@pytest.mark.parametrize(
+    ("block", "shape"),
+    [
+        ((150, 170), (460, 500)),
+        ((10, CHUNK + 900), (90, CHUNK + 1000)),
+        ((CHUNK + 900, 10), (CHUNK + 1000, 90)),
+        ((64, CHUNK // 32), (256, CHUNK // 8)),
+    ],
+)
+def test_chunks_of_entries_add_up(block: tuple[int, int], shape: tuple[int, int]) -> None:
+    """Below the density for the dense form: borders within rows, between them, at the end."""
+    delta = embedded(np.random.default_rng(4), block, shape)
+    assert CHUNK < delta.nnz < DENSE_FROM * shape[0] * shape[1]
+    found, (u, v) = subspace(delta), exact(delta, TOP)
+    assert shared(found.left, u) == pytest.approx(1, abs=1e-4)
+    assert shared(found.right, v) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(("density", "num_bytes"), [(0.5, 60e6), (0.12, 60e6), (0.01, 60e6)])
+def test_memory_is_a_few_times_the_parameter(density: float, num_bytes: float) -> None:
+    """Whatever the density, and the directions are those of a full SVD."""
+    delta = spiked(np.random.default_rng(5), (1024, 1024), density)
+    tracemalloc.start()
+    try:
+        found = subspace(delta)
+        assert tracemalloc.get_traced_memory()[1] < num_bytes
+    finally:
+        tracemalloc.stop()
+    if density == 0.5:
+        for side, expected in zip((found.left, found.right), exact(delta, TOP), strict=True):
+            assert shared(side, expected) == pytest.approx(1, abs=1e-3)
 
 
 @settings(max_examples=25, deadline=None)

@@ -23,6 +23,9 @@ from taskvectors.format.values import cast_values, float_encoding
 from taskvectors.sparsify import Picker
 from taskvectors.vector import BaseInfo
 
+_NAMING = ("lossless", "dare", "della")
+"""Methods that take the fine-tuned checkpoint's fingerprint: to restore it, or to draw by it."""
+
 _Change: TypeAlias = tuple[Delta | None, Exceptions | None, float, float]
 """Delta, exceptions, Σ d² of the difference, Σ d² of what is kept."""
 
@@ -110,7 +113,7 @@ class _Run:
         check_compatible(base, finetuned)
         ours, theirs = _nbytes(base), _nbytes(finetuned)
         total = ours + (ours + theirs)
-        if settings.method == "lossless":
+        if settings.method in _NAMING:
             total += theirs
         if settings.scope == "global":
             total += 2 * sum(_pair_nbytes(base, finetuned, name) for name in _matrices(base))
@@ -122,15 +125,17 @@ class _Run:
         info = BaseInfo(name, self._fingerprint(self.base, "base"))
         extraction = self.settings.describe()
         theirs = None
-        if self.settings.method == "lossless":
+        if self.settings.method in _NAMING:
             theirs = self._fingerprint(self.finetuned, "fine-tuned")
             extraction["finetuned_fingerprint"] = theirs
-            if dtypes := describe_dtypes(self.base, self.finetuned):
-                extraction["dtypes"] = dtypes
+        if self.settings.method == "lossless" and (
+            dtypes := describe_dtypes(self.base, self.finetuned)
+        ):
+            extraction["dtypes"] = dtypes
         energies: dict[str, tuple[float, float]] = {}
         value_dtype, index = self.settings.value_dtype, self.settings.index
         with VectorWriter(out, info, value_dtype=value_dtype, index=index) as writer:
-            for parameter, (delta, exceptions, energy, kept) in self._changes():
+            for parameter, (delta, exceptions, energy, kept) in self._changes(theirs or ""):
                 if delta is not None:
                     writer.add(parameter, delta, exceptions)
                     energies[parameter] = energy, kept
@@ -143,17 +148,17 @@ class _Run:
         advance = self.meter.advance
         return fingerprint(checkpoint, lambda n, name: advance(n, f"fingerprint of {side}: {name}"))
 
-    def _changes(self) -> Iterator[tuple[str, _Change]]:
+    def _changes(self, key: str) -> Iterator[tuple[str, _Change]]:
         picker = None
         if self.settings.scope == "global":
             assert self.settings.density is not None
             step = partial(self._advance, "global threshold")
             picker = global_picker(self.base, self.finetuned, self.settings.density, step)
         for name in self.base.names:
-            yield name, self._change(name, picker)
+            yield name, self._change(name, picker, key)
             self._advance("difference", name)
 
-    def _change(self, name: str, picker: Picker | None) -> _Change:
+    def _change(self, name: str, picker: Picker | None, key: str) -> _Change:
         """Of one parameter; no delta where the stored dtype cannot tell any entry from zero."""
         settings = self.settings
         if settings.method == "lossless":
@@ -166,7 +171,7 @@ class _Run:
         if is_low_rank:
             low_rank, energy, kept = low_rank_delta(difference, settings)
             return low_rank, None, energy, kept
-        keep = keep_by(settings, difference, picker)
+        keep = keep_by(settings, difference, picker, key)
         sparse, energy, kept = sparse_delta(difference, keep, settings.value_dtype)
         return sparse if sparse.nnz else None, None, energy, kept
 

@@ -20,19 +20,20 @@ from taskvectors.sparsify import (
     find_cut,
 )
 
-KEY = "extract"
-"""Under which random methods draw: an extraction has one vector, so one key."""
-
 Keep: TypeAlias = Callable[[int, Array], tuple[Array, Array | float]]
 """(first element, flat float32 block) to (bool mask of what is kept, divisor of what is kept)."""
 
 
-def keep_by(settings: Settings, difference: Difference, picker: Picker | None) -> Keep:
-    """How the method keeps entries of this difference. picker: of a global threshold."""
+def keep_by(settings: Settings, difference: Difference, picker: Picker | None, key: str) -> Keep:
+    """How the method keeps entries of this difference. picker: of a global threshold.
+
+    key: what random draws hang on beside the seed; the fine-tuned checkpoint's own, or two skills
+    of one base would keep the same places and collide in every one.
+    """
     if settings.method == "dare":
-        return _dare(settings, difference)
+        return _dare(settings, difference, key)
     if settings.method == "della":
-        return _della(settings, difference)
+        return _della(settings, difference, key)
     density = _density(settings)
     if settings.method == "breadcrumbs":
         assert settings.gamma is not None
@@ -105,17 +106,17 @@ def _feed(blocks: Iterable[Array], feed: Callable[[Array], None]) -> None:
         feed(block)
 
 
-def _dare(settings: Settings, difference: Difference) -> Keep:
+def _dare(settings: Settings, difference: Difference, key: str) -> Keep:
     density, seed, name = _density(settings), _seed(settings), difference.name
 
     def keep(begin: int, block: Array) -> tuple[Array, float]:
         index = np.arange(begin, begin + len(block))
-        return dare(index, block, density, KEY, seed, name), density
+        return dare(index, block, density, key, seed, name), density
 
     return keep
 
 
-def _della(settings: Settings, difference: Difference) -> Keep:
+def _della(settings: Settings, difference: Difference, key: str) -> Keep:
     """The paper's rescaling: what is kept is divided by its own keep-probability."""
     density, seed, name = _density(settings), _seed(settings), difference.name
     shape, epsilon = difference.shape, settings.epsilon
@@ -123,7 +124,7 @@ def _della(settings: Settings, difference: Difference) -> Keep:
 
     def keep(begin: int, block: Array) -> tuple[Array, Array]:
         index = np.arange(begin, begin + len(block))
-        return della(index, block, shape, density, epsilon, KEY, seed, name)
+        return della(index, block, shape, density, epsilon, key, seed, name)
 
     return keep
 

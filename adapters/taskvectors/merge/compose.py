@@ -5,13 +5,9 @@ JSON object: a `Composed`, or `{"error": <name of a class>, "message": …}`. It
 own because merging holds the interpreter and takes memory: the engine keeps its own of both.
 """
 
-import contextlib
-import ctypes
 import json
-import os
-import resource
-import signal
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,9 +20,11 @@ from taskvectors.errors import (
     InvalidLoadout,
     PoolTooSmall,
     TaskVectorError,
+    VectorLoadFailed,
 )
 from taskvectors.footprint import delta_bytes
 from taskvectors.format import VectorWriter, check_against_base
+from taskvectors.harmless import become_harmless
 from taskvectors.merge.stream import MergedVector
 from taskvectors.method import MERGE_ONCE, Method
 from taskvectors.methods import find_method
@@ -34,10 +32,9 @@ from taskvectors.sources import open_files
 from taskvectors.spec import Loadout
 from taskvectors.store import DirectoryStore
 from taskvectors.store.composed import COMPOSE_VERSION, ComposedStore, composed_key
+from taskvectors.values import MAX_ECHO
 
-NICENESS = 10
 DISK = "composed loadouts have"
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,7 @@ def _check(where: str, nbytes: int, limit: int, whose: str, remedy: str) -> None
 def main() -> None:
     """Compose the job on standard input; exit 0 with an answer, whatever it says."""
     fields = json.load(sys.stdin)
-    _become_harmless(fields.pop("parent"), fields["memory_bytes"])
+    become_harmless(fields.pop("parent"), fields["memory_bytes"])
     print(json.dumps(_answer(Job(**fields))))
 
 
@@ -164,23 +161,13 @@ def _answer(job: Job) -> Mapping[str, Any]:
         )
     except OSError as error:
         return _refusal(EngineUnavailable(f"the loadout was not composed: {error.strerror}"))
+    except Exception as error:  # noqa: BLE001 (whatever it is, it would come again)
+        traceback.print_exc()
+        return _refusal(VectorLoadFailed(f"the loadout cannot be composed: {error!r}"[:MAX_ECHO]))
 
 
 def _refusal(error: TaskVectorError) -> Mapping[str, Any]:
     return {"error": type(error).__name__, "message": str(error)}
-
-
-def _become_harmless(parent: int, memory_bytes: int) -> None:
-    """Yield to the engine, be the first to go when memory is short, and end with the parent."""
-    os.nice(NICENESS)
-    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone before it could be followed
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -40,9 +40,12 @@ def unify(values: Array) -> Array:
 
 
 def _seen_by(part: Part, task: str) -> tuple[Array, Array]:
-    """(the vector, the unified vector where the signs agree): float32 [U] each."""
+    """(the vector, the unified vector where the signs agree): float32 [U] each.
+
+    A vector that is there several times, in several selections, is all of them together, once.
+    """
     values = weighted(part.stack.values, part.weights)
-    own, unified = total(values[rows_of(part.keys, task)]), unify(values)
+    own, unified = unify(values[rows_of(part.keys, task)]), unify(values)
     return own, unified * (np.sign(own) == np.sign(unified))
 
 
@@ -51,6 +54,6 @@ def _rescaler(parts: Iterable[Part], task: str) -> float:
     before = after = 0.0
     for part in parts:
         own, masked = _seen_by(part, task)
-        before += ordered_sum(np.abs(own)) / part.numel
-        after += ordered_sum(np.abs(masked)) / part.numel
+        before += ordered_sum(np.abs(own)) / max(1, part.numel)
+        after += ordered_sum(np.abs(masked)) / max(1, part.numel)
     return before / after if after else 0.0

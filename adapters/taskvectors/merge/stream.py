@@ -8,6 +8,7 @@ from taskvectors.checkpoint import Checkpoint
 from taskvectors.delta import Delta
 from taskvectors.errors import InvalidLoadout
 from taskvectors.format import VectorWriter
+from taskvectors.format.header import match_shape
 from taskvectors.merge.parts import Part, Parts
 from taskvectors.merge.registry import Merge, merger
 from taskvectors.methods import find_method
@@ -51,6 +52,9 @@ class MergedVector:
         self._checkpoint = base
         self.base = common_base(sources)
         self.shapes = common_shapes(sources)
+        if base is not None:
+            for name, shape in self.shapes.items():
+                match_shape(name, shape, base.shapes.get(name))
         parts = Parts(sorted(self.shapes), self._part, None if base is None else base.shapes)
         self._merge: Merge = merger(found.name, parameters, parts)
 
@@ -89,8 +93,8 @@ def merge_vectors(
 ) -> TaskVector:
     """Merge vectors in memory: `merge_vectors([a, b], [1, 0.5], "ties", density=0.2)`.
 
-    `lambda`, a word of Python, goes in as `**{"lambda": 0.3}`. Raises InvalidLoadout,
-    BaseMismatch.
+    `lambda`, a word of Python, goes in as `**{"lambda": 0.3}`. Random drops hang on a vector's
+    place here, which it has instead of a digest. Raises InvalidLoadout, BaseMismatch.
     """
     sources = [MemorySource(str(number), vector) for number, vector in enumerate(vectors)]
     merged = MergedVector(

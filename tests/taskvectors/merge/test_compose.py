@@ -254,8 +254,8 @@ def test_a_process_whose_parent_is_gone_composes_nothing(tmp_path: Path) -> None
 
 HARMLESS = """
 import os, resource, sys, time
-from taskvectors.merge.compose import _become_harmless
-_become_harmless(os.getppid(), 1 << 30)
+from taskvectors.harmless import become_harmless
+become_harmless(os.getppid(), 1 << 30)
 print(os.getpid(), os.nice(0), resource.getrlimit(resource.RLIMIT_DATA)[0], flush=True)
 time.sleep(600)
 """

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskvectors.errors import InvalidLoadout
-from taskvectors.vector import SparseDelta
+from taskvectors.merge import MemorySource, MergedVector, merge_vectors
+from taskvectors.vector import BaseInfo, DenseDelta, SparseDelta, TaskVector
 from tests.taskvectors.merge import fusion_bench_oracle as fusion_bench
 from tests.taskvectors.merge.drawing import Drawn, assert_close, digest_of, drawn, golden, matrices
 
@@ -99,3 +100,23 @@ def test_emr_is_golden(task: str | None, expected: str) -> None:
     delta = golden("emr", (1.0, 1.0, 1.0), task=task).parameters["w"]
     assert isinstance(delta, SparseDelta)
     assert digest_of(delta) == expected
+
+
+def test_a_vector_twice_is_recovered_once() -> None:
+    """Copies do not add up."""
+    vector = matrices([1.0, -2.0]).vectors[0]
+    sources = [MemorySource("a", vector), MemorySource("a", vector)]
+    merged = MergedVector(sources, [1.0, 1.0], "emr", {"task": "a"})
+    delta = merged.delta("w")
+    assert delta is not None
+    assert delta.to_dense().tolist() == [1.0, -2.0]
+
+
+def test_an_empty_parameter_is_nothing() -> None:
+    """A mean over no elements is no error."""
+    vector = TaskVector(
+        BaseInfo("b"),
+        {"v": DenseDelta(np.zeros(0, np.float32)), "w": DenseDelta(np.ones(2, np.float32))},
+    )
+    merged = merge_vectors([vector, vector], method="emr", task="0")
+    assert list(merged.parameters) == ["w"]

@@ -11,11 +11,12 @@ import torch
 
 from taskvectors.checkpoint import Checkpoint
 from taskvectors.delta import Array, Delta, DenseDelta, LowRankDelta, SparseDelta
+from taskvectors.errors import BaseMismatch
 from taskvectors.format import read_vector, write_vector
-from taskvectors.merge import MergedVector, open_files, write_merged
+from taskvectors.merge import MergedVector, merge_vectors, open_files, write_merged
 from taskvectors.methods import find_method
 from taskvectors.selection import EVERYWHERE, Selection, parse_selection
-from taskvectors.vector import TaskVector
+from taskvectors.vector import BaseInfo, TaskVector
 from tests.taskvectors.making import save_checkpoint
 from tests.taskvectors.merge.drawing import vector_of
 from tests.taskvectors.merge.oracles import ABSOLUTE, RELATIVE, merge_group, stable_sorts
@@ -159,3 +160,13 @@ def test_merged_files_are_golden(tmp_path: Path, method: str) -> None:
     again = merged_from_files(tmp_path, method, parameters, WEIGHTS)[1]
     other = merged_from_files(tmp_path, method, {**parameters, "seed": 2}, WEIGHTS)[1]
     assert again == GOLDEN[method] != other
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (9, 9)])
+def test_a_base_of_another_shape_is_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """Without fingerprints names and shapes must do, for every method that is given a base."""
+    save_checkpoint(tmp_path, {"w": np.ones(shape, np.float32)})
+    vector = TaskVector(BaseInfo("b"), {"w": DenseDelta(np.ones((3, 3), np.float32))})
+    for method in ("slerp", "ties_original", "linear"):
+        with pytest.raises(BaseMismatch, match=r"w has shape \[3, 3\]"):
+            merge_vectors([vector, vector], method=method, base=tmp_path)

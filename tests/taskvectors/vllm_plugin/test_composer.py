@@ -512,7 +512,10 @@ async def _ask(middleware: LoadoutMiddleware, loadout: Loadout | None) -> int:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
-    await middleware({"type": "http", "headers": headers}, None, send)  # type: ignore[arg-type]
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    await middleware({"type": "http", "headers": headers}, receive, send)
     return statuses[0]
 
 
