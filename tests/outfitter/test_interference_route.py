@@ -2,19 +2,24 @@
 
 import asyncio
 import json
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from outfitter.errors import ApiError
 from outfitter.routes import interference as route
 from taskvectors.errors import BaseMismatch, VectorNotFound
+from taskvectors.format import write_vector
 from taskvectors.interference import ADVICE, compare
 from taskvectors.store import DirectoryStore
+from taskvectors.vector import BaseInfo, DenseDelta, TaskVector
 from tests.outfitter.harness import FINGERPRINT, Running, make_vector, push
 from tests.outfitter.test_completions import error_of
 
@@ -245,3 +250,30 @@ def test_errors_of_the_process_are_translated(
         assert told.value.status == 500
         assert "/secret" in caplog.text
         caplog.clear()
+
+
+def test_a_comparison_that_needs_too_much_memory_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """422 says what to do, by the limit of the process or by the kernel's choice."""
+    values = np.ones((4096, 4096), np.float16)
+    vector = TaskVector(BaseInfo("base"), {"up.weight": DenseDelta(values)})
+    files = {name: str(tmp_path / name) for name in "ab"}
+    for file in files.values():
+        write_vector(vector, file)
+    monkeypatch.setattr(route, "MEMORY_BYTES", 50 << 20)
+    with pytest.raises(ApiError, match="run `outfitter interference`") as told:
+        asyncio.run(route._computed(files))
+    assert (told.value.status, told.value.code) == (422, "interference_too_large")
+    with pytest.raises(ApiError, match="more memory"):
+        route._check(b"", b"", -signal.SIGKILL)
+
+
+def test_the_process_compares_nothing_without_its_parent(tmp_path: Path) -> None:
+    """It looks before it begins, so that a gateway's death leaves none behind."""
+    request = {"files": {}, "seconds": 60, "memory_bytes": 1 << 30, "parent": 1}
+    command = (sys.executable, "-P", "-m", "taskvectors.interference")
+    done = subprocess.run(
+        command, input=json.dumps(request), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")

@@ -89,14 +89,14 @@ def test_chunks_of_entries_add_up(block: tuple[int, int], shape: tuple[int, int]
     assert shared(found.right, v) == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize(("density", "num_bytes"), [(0.5, 60e6), (0.12, 60e6), (0.01, 60e6)])
-def test_memory_is_a_few_times_the_parameter(density: float, num_bytes: float) -> None:
+@pytest.mark.parametrize("density", [0.01, 0.12, 0.5])
+def test_memory_is_a_few_times_the_parameter(density: float) -> None:
     """Whatever the density, and the directions are those of a full SVD."""
     delta = spiked(np.random.default_rng(5), (1024, 1024), density)
     tracemalloc.start()
     try:
         found = subspace(delta)
-        assert tracemalloc.get_traced_memory()[1] < num_bytes
+        assert tracemalloc.get_traced_memory()[1] < 60e6
     finally:
         tracemalloc.stop()
     if density == 0.5:

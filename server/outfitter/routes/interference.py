@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import signal
 import sys
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 2**16
 LIMIT_S = 300
+MEMORY_BYTES = 4 << 30
 MAX_RUNNING = 1
 MAX_WAITING = 16
 MAX_REMEMBERED = 32
@@ -180,19 +182,24 @@ def _turned_figures(figures: Json) -> Json:
     return {**figures, "overlap_energy": figures["overlap_energy"][::-1]}
 
 
+def _job(files: Mapping[str, str]) -> bytes:
+    """What the process reads."""
+    limits = {"seconds": LIMIT_S, "memory_bytes": MEMORY_BYTES, "parent": os.getpid()}
+    return json.dumps({"files": files, **limits}).encode()
+
+
 async def _computed(files: Mapping[str, str]) -> bytes:
     """Run the comparison; the process is gone when this returns or is cancelled."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "taskvectors.interference"),
+        *(sys.executable, "-P", "-m", "taskvectors.interference"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **_ONE_THREAD},
     )
-    request = json.dumps({"files": files, "seconds": LIMIT_S}).encode()
     try:
         async with asyncio.timeout(LIMIT_S):
-            answer, trouble = await process.communicate(request)
+            answer, trouble = await process.communicate(_job(files))
     except TimeoutError as error:
         message = f"the comparison took more than {LIMIT_S} s; run `outfitter interference` instead"
         raise ApiError(504, message, "interference_timeout") from error
@@ -207,6 +214,8 @@ async def _computed(files: Mapping[str, str]) -> bytes:
 
 def _check(answer: bytes, trouble: bytes, status: int | None) -> None:
     """Raise the error that a process wrote instead of a report."""
+    if status == -signal.SIGKILL:  # by the kernel, for the machine's memory
+        raise _too_large()
     try:
         fields = json.loads(answer)
     except ValueError:
@@ -219,7 +228,17 @@ def _check(answer: bytes, trouble: bytes, status: int | None) -> None:
         kind = getattr(tv, error["type"], None)
         if isinstance(kind, type) and issubclass(kind, tv.TaskVectorError):
             raise kind(error["message"])
+        if error["type"] == "MemoryError":
+            raise _too_large()
         if error["type"] == "FileNotFoundError":  # removed since it was resolved
             raise tv.VectorNotFound("a task vector was removed while it was being compared")
         log.error("a comparison failed: %s: %s", error["type"], error["message"])
         raise ApiError(500, "the comparison failed; the gateway's log says more", "internal_error")
+
+
+def _too_large() -> ApiError:
+    message = (
+        f"the comparison takes more memory than the {MEMORY_BYTES >> 30} GiB that it may have here;"
+        " run `outfitter interference` instead, or compare fewer vectors"
+    )
+    return ApiError(422, message, "interference_too_large", "task_vectors")
