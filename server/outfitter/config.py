@@ -55,6 +55,9 @@ class GatewayConfig:
     dtype: str = "auto"
     slots: int = 64
     pool_bytes: int = 2 * 2**30
+    composed_bytes: int = 8 * 2**30
+    compose_memory_bytes: int = 8 * 2**30
+    """Most memory of each composition, of which two may run; nothing is set aside for it."""
     max_upload_bytes: int = 4 * 2**30
     max_body_bytes: int = 32 * 2**20
     max_model_len: int | None = None
@@ -72,6 +75,8 @@ class GatewayConfig:
         )
         for option, value in (
             ("--pool-bytes", self.pool_bytes),
+            ("--composed-bytes", self.composed_bytes),
+            ("--compose-memory", self.compose_memory_bytes),
             ("--max-upload-bytes", self.max_upload_bytes),
             ("--max-body-bytes", self.max_body_bytes),
             ("--max-model-len", self.max_model_len or 1),

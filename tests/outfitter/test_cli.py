@@ -171,6 +171,8 @@ def test_import_lora_writes_a_file(tmp_path: Path) -> None:
     [
         (("--model", "./nowhere"), ("--model './nowhere'", "no such folder")),
         (("--model", ".", "--pool-bytes", "lots"), ("size 'lots'",)),
+        (("--model", ".", "--composed-bytes", "0"), ("--composed-bytes 0", "positive")),
+        (("--model", ".", "--compose-memory", "0"), ("--compose-memory 0", "positive")),
         (("--model", ".", "--dtype", "int8"), ("'int8'",)),
         (("--model", ".", "--", "--api-key", "x"), ("'--api-key'",)),
     ],

@@ -44,6 +44,8 @@ def test_a_size_that_is_none_is_rejected(text: str) -> None:
         ({"slots": 0}, "--slots 0"),
         ({"port": 70000}, "--port 70000"),
         ({"pool_bytes": 0}, "--pool-bytes 0"),
+        ({"composed_bytes": 0}, "--composed-bytes 0"),
+        ({"compose_memory_bytes": -1}, "--compose-memory -1"),
         ({"max_model_len": -1}, "--max-model-len -1"),
         ({"drain_seconds": -1}, "--drain-seconds -1"),
         ({"engine_args": ("--port=1",)}, "'--port'; use outfitter's own --port"),
@@ -82,7 +84,8 @@ def test_the_name_is_the_folders_last_part(tmp_path: Path) -> None:
 
 def test_the_engine_command_line() -> None:
     """vLLM listens on the socket, with the plugin's settings and the user's own flags last."""
-    made = config(slots=3, pool_bytes=7, max_model_len=64, engine_args=("--seed", "1"))
+    sizes = {"pool_bytes": 7, "composed_bytes": 8, "compose_memory_bytes": 9}
+    made = config(slots=3, **sizes, max_model_len=64, engine_args=("--seed", "1"))
     command = engine_command(made, Path("/d/engine.sock"), "f" * 64)
     text = " ".join(command)
     assert "-m vllm.entrypoints.openai.api_server --model /m --served-model-name n" in text
@@ -92,7 +95,7 @@ def test_the_engine_command_line() -> None:
     settings = json.loads(command[command.index("--additional-config") + 1])["task_vectors"]
     assert settings == {
         "store": "/s",
-        "pool_bytes": 7,
+        **sizes,
         "base_fingerprint": "f" * 64,
         "max_vectors": 64,
         "admission_timeout_s": 30.0,

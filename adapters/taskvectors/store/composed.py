@@ -83,7 +83,8 @@ class ComposedStore:
         return True
 
     def new_file(self) -> Path:
-        """A fresh path to write to, for `put`. What is left there for an hour is swept."""
+        """A fresh path to write to, for `put`. What was left there for an hour is swept."""
+        self._sweep()
         return self._folder / f".{uuid.uuid4().hex}.part"
 
     def put(self, written: Path, digest: str, key: str) -> None:

@@ -254,5 +254,5 @@ def _outcome(answer: bytes, status: int | None) -> Composed:
 
 def _ending(status: int | None) -> str:
     if status is not None and status < 0:
-        return f"{signal.Signals(-status).name}, perhaps for want of memory"
+        return f"{signal.Signals(-status).name}, perhaps for want of memory, see --compose-memory"
     return f"exit status {status}"

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import json
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -45,6 +45,8 @@ logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown 
 HEADER = b"x-taskvectors-loadout"
 LINGER_S = 2.0
 """How long a loadout is held after its client left: its request may run for another step."""
+MAX_AHEAD = 256 << 20
+"""Bytes of a body that are read before its request is admitted; the rest stays with the server."""
 STATUS: tuple[tuple[type[TaskVectorError], int, str], ...] = (
     (InvalidLoadout, 400, "invalid_loadout"),
     (VectorNotFound, 404, "task_vector_not_found"),
@@ -58,8 +60,9 @@ STATUS: tuple[tuple[type[TaskVectorError], int, str], ...] = (
 )
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -91,21 +94,93 @@ class LoadoutMiddleware:
         if text is None:
             await self._app(scope, receive, send)
             return
+        inbox = Inbox(receive)
+        try:
+            await self._serve(text.decode("latin-1"), scope, inbox, send)
+        finally:
+            await inbox.close()
+
+    async def _serve(self, text: str, scope: Scope, inbox: "Inbox", send: Send) -> None:
         async with contextlib.AsyncExitStack() as stack:
             try:
                 if self._service is None:
                     self._service = LoadoutService(scope["app"].state)
-                loadout = Loadout.from_canonical(text.decode("latin-1"))
-                await stack.enter_async_context(self._service.serve(loadout))
+                context = self._service.serve(Loadout.from_canonical(text))
+                if not await _enter_unless_left(stack, context, inbox):
+                    return
             except TaskVectorError as error:
                 await _send_error(send, error)
                 return
             exchange = Exchange(send)
             try:
-                await self._app(scope, receive, exchange.send)
+                await self._app(scope, inbox.receive, exchange.send)
             finally:
                 if not exchange.is_complete:  # vLLM aborts the request a little later
                     _release_later(stack.pop_all())
+
+
+class Inbox:
+    """What the client sends: read ahead to notice its departure, then replayed in order."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._read: deque[Message] = deque()
+        self._next: asyncio.Future[Message] | None = None
+
+    async def departure(self) -> None:
+        """Returns when the client has left, as far as that can be seen behind MAX_AHEAD bytes."""
+        num_bytes = 0
+        while num_bytes < MAX_AHEAD:
+            message = await self._arrival()
+            if message["type"] == "http.disconnect":
+                return
+            self._read.append(message)
+            num_bytes += len(message.get("body", b""))
+        await asyncio.Event().wait()
+
+    async def receive(self) -> Message:
+        """The next message, as if nothing had been read ahead."""
+        return self._read.popleft() if self._read else await self._arrival()
+
+    async def close(self) -> None:
+        """Give up the message that is waited for, if any."""
+        if self._next is not None:
+            await _cancel(self._next)
+
+    async def _arrival(self) -> Message:
+        """The next message of the server; whoever is cancelled here leaves it to the next."""
+        while True:
+            if self._next is None:
+                self._next = asyncio.ensure_future(self._receive())
+            arriving = self._next
+            await asyncio.wait({arriving})
+            if self._next is arriving:  # else another took it
+                self._next = None
+                return arriving.result()
+
+
+async def _enter_unless_left(
+    stack: contextlib.AsyncExitStack,
+    context: contextlib.AbstractAsyncContextManager[None],
+    inbox: Inbox,
+) -> bool:
+    """Enter `context`, which may take minutes; False as soon as the client has left."""
+    entering = asyncio.create_task(stack.enter_async_context(context))
+    departure = asyncio.create_task(inbox.departure())
+    try:
+        await asyncio.wait({entering, departure}, return_when=asyncio.FIRST_COMPLETED)
+        has_left = departure.done()
+    finally:
+        await _cancel(entering, departure)
+    (departure if has_left else entering).result()
+    return not has_left
+
+
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks and wait until they have ended, however that is."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Exchange:
@@ -115,7 +190,7 @@ class Exchange:
         self._send = send
         self.is_complete = False
 
-    async def send(self, message: MutableMapping[str, Any]) -> None:
+    async def send(self, message: Message) -> None:
         """Send the next part of the answer."""
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
@@ -169,7 +244,7 @@ class LoadoutService:
         self._registry = Registry(state.openai_serving_models.lora_requests, keep=2 * num_slots)
 
     @contextlib.asynccontextmanager
-    async def serve(self, loadout: Loadout) -> Any:
+    async def serve(self, loadout: Loadout) -> AsyncIterator[None]:
         """While open, vLLM answers requests whose model is the loadout's engine name."""
         async with admitted(self._composer, self._admission, loadout) as served:
             with self._registry.registered(loadout, served):

@@ -46,6 +46,10 @@ def serve(
     pool_bytes: Annotated[
         str, typer.Option(help="Memory for resident task vectors, such as 512MiB.")
     ] = "2GiB",
+    composed_bytes: Annotated[str, typer.Option(help="Disk for composed loadouts.")] = "8GiB",
+    compose_memory: Annotated[
+        str, typer.Option(help="Most memory for composing a loadout; two may be composed at once.")
+    ] = "8GiB",
     max_upload_bytes: Annotated[str, typer.Option(help="Largest file to accept.")] = "4GiB",
     max_body_bytes: Annotated[str, typer.Option(help="Largest request to accept.")] = "32MiB",
     max_model_len: Annotated[int | None, typer.Option(help="Longest context in tokens.")] = None,
@@ -66,6 +70,8 @@ def serve(
         dtype=dtype,
         slots=slots,
         pool_bytes=parse_size(pool_bytes),
+        composed_bytes=parse_size(composed_bytes),
+        compose_memory_bytes=parse_size(compose_memory),
         max_upload_bytes=parse_size(max_upload_bytes),
         max_body_bytes=parse_size(max_body_bytes),
         max_model_len=max_model_len,

@@ -54,6 +54,8 @@ def _additional_config(config: GatewayConfig, fingerprint: str) -> dict[str, obj
     settings = {
         "store": str(config.store.resolve()),
         "pool_bytes": config.pool_bytes,
+        "composed_bytes": config.composed_bytes,
+        "compose_memory_bytes": config.compose_memory_bytes,
         "base_fingerprint": fingerprint,
         "max_vectors": MAX_VECTORS_RESIDENT,
         "admission_timeout_s": ADMISSION_TIMEOUT_S,

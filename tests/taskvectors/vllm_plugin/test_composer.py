@@ -481,6 +481,32 @@ def test_a_slow_composition_holds_nobody_else_up(tmp_path: Path, digests: list[s
     run(test)
 
 
+def test_a_client_that_leaves_gives_up_its_place_in_line(
+    tmp_path: Path, digests: list[str]
+) -> None:
+    """The composition that waits for its turn is dropped; those that run go on."""
+
+    async def test() -> None:
+        run, arriving = FakeRun(tmp_path), asyncio.Queue[Any]()
+        run.gate.clear()
+        middleware = LoadoutMiddleware(_answer)
+        service = middleware._service = Service(tmp_path, run)  # type: ignore[assignment]
+        busy, late = (ties(digests, density=d / 10) for d in (1, 3)), ties(digests)
+        running = [asyncio.create_task(_ask(middleware, loadout)) for loadout in busy]
+        await until(lambda: run.running == MAX_RUNNING)
+        scope = {"type": "http", "headers": [(b"x-taskvectors-loadout", late.canonical.encode())]}
+        leaving = asyncio.create_task(middleware(scope, arriving.get, None))  # type: ignore[arg-type]
+        await until(lambda: late.digest in service.composer._flights)
+        arriving.put_nowait({"type": "http.disconnect"})
+        await leaving
+        assert late.digest not in service.composer._flights
+        for task in running:
+            task.cancel()
+        assert run.running == MAX_RUNNING == len(run.begun)
+
+    run(test)
+
+
 def test_what_cannot_be_composed_is_an_error_of_its_kind(
     tmp_path: Path, digests: list[str]
 ) -> None:
