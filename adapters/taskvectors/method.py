@@ -47,8 +47,8 @@ class Parameter:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self._error(value, "a number")
         if not (self.low < value if self.above else self.low <= value) or not value <= self.high:
-            least = f"above {self.low:g}" if self.above else f"from {self.low:g}"
-            raise self._error(value, f"{least} to {self.high:g}")
+            least = f"above {_shown(self.low)}" if self.above else f"from {_shown(self.low)}"
+            raise self._error(value, f"{least} to {_shown(self.high)}")
         if isinstance(self.default, int) and int(value) != value:
             raise self._error(value, "a whole number")
         return int(value) if isinstance(self.default, int) else float(value) + 0.0
@@ -67,6 +67,10 @@ class Parameter:
 
     def _error(self, value: object, wanted: str) -> InvalidLoadout:
         return InvalidLoadout(f"{self.name} must be {wanted}, not {str(value)[:MAX_ECHO]!r}")
+
+
+def _shown(bound: float) -> str:
+    return str(int(bound)) if float(bound).is_integer() else f"{bound:g}"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typer.core import TyperGroup
 
 from outfitter.client import GatewayError
 from outfitter.commands import export, files, imports, interference, merge, serve, vectors
+from outfitter.commands.console import printable
 from outfitter.config import InvalidConfig
 from taskvectors import __version__
 from taskvectors.errors import TaskVectorError
@@ -23,7 +24,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except EXPECTED as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {printable(str(error))}", err=True)
             raise typer.Exit(1) from error
 
 

@@ -144,11 +144,49 @@ def test_rows_are_kinds_or_parameters(tmp_path: Path, pair: tuple[Path, Path]) -
         assert all(f"layers.{i}.mlp.up_proj" in apart for i in range(3))
 
 
-def test_what_did_not_change_is_counted(tmp_path: Path, pair: tuple[Path, Path]) -> None:
-    """A checkpoint minus itself is an empty vector."""
-    result = invoke("extract", pair[0], pair[0], "-o", tmp_path / "x")
+def test_what_did_not_change_is_counted(tmp_path: Path) -> None:
+    """Parameters that both checkpoints share are left out."""
+    base, tuned = (
+        checkpoint(tmp_path / name, 1, v=np.full((2, 2), value, np.float32))
+        for name, value in (("base", 1), ("tuned", 2))
+    )
+    result = invoke("extract", base, tuned, "-o", tmp_path / "x")
     assert result.exit_code == 0
     assert "4 parameters did not change" in result.stdout
+
+
+def test_a_checkpoint_minus_itself_is_refused(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    """Nothing is written, and what was there stays."""
+    out = tmp_path / "x"
+    fails(invoke("extract", pair[0], pair[0], "-o", out), "nothing differs between")
+    assert not out.exists()
+    out.write_text("kept")
+    fails(invoke("extract", pair[0], pair[0], "-o", out, "--lossless"), "nothing differs between")
+    assert out.read_text() == "kept"
+
+
+def test_checkpoints_are_not_overwritten(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    """Neither the base nor the fine-tuned one, by any name."""
+    for folder in pair:
+        weights = folder / "model.safetensors"
+        link, before = tmp_path / f"{folder.name}-link", weights.read_bytes()
+        link.symlink_to(weights)
+        for out in (weights, folder / ".." / folder.name / weights.name, link):
+            fails(invoke("extract", *pair, "-o", out), "choose another name")
+        assert weights.read_bytes() == before
+
+
+def test_strangers_do_not_steer_the_terminal(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    """Control characters of metadata, of names and of arguments are shown as question marks."""
+    out, hostile = tmp_path / "x", "\x1b[2J\x9bgone\r"
+    base, tuned = (
+        checkpoint(tmp_path / name, seed) for name, seed in (("\x1b[2Jbase", 3), ("other", 4))
+    )
+    assert invoke("extract", base, tuned, "-o", out, "--license", hostile).exit_code == 0
+    for arguments in (("inspect", out), ("inspect", out, "--per-layer"), ("inspect", hostile)):
+        result = invoke(*arguments)
+        assert not {"\x1b", "\x9b", "\r"} & set(result.output)
+        assert "?[2J" in result.output
 
 
 def test_inspect_shows_exceptions_and_metadata(tmp_path: Path) -> None:

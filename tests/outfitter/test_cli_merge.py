@@ -259,3 +259,22 @@ def test_every_method_and_parameter_is_listed() -> None:
         for parameter in method.parameters:
             assert f"--set {parameter.name}=" in text
             assert parameter.description in text
+
+
+def test_the_base_is_not_overwritten(home: Path) -> None:
+    """By its own name, or by that of a link to it."""
+    weights = home / "base" / "model.safetensors"
+    before = weights.read_bytes()
+    (home / "link.safetensors").symlink_to(weights)
+    for out in ("base/model.safetensors", "link.safetensors"):
+        fails(invoke("merge", "a.safetensors", "--base", "base", "-o", out), "choose another name")
+    assert weights.read_bytes() == before
+
+
+@pytest.mark.usefixtures("home")
+def test_numbers_are_typed_as_people_do() -> None:
+    """`.2` is no JSON, but a number; `inf` is a word."""
+    ties = ("merge", "a.safetensors", "b.safetensors", "--method", "ties", "-o", "t.safetensors")
+    assert invoke(*ties, "--set", "density=.2").exit_code == 0
+    assert_equal("t.safetensors", expected([1, 1], "ties", density=0.2))
+    fails(invoke(*ties, "--set", "density=inf"), "density must be a number, not 'inf'")

@@ -198,7 +198,10 @@ def test_real_dora_is_refused(tmp_path: Path, base: Path) -> None:
         ({"r": None}, "lacks a usable field"),
         ({"r": 0}, "rank 0"),
         ({"lora_alpha": "much"}, "lacks a usable field"),
-        ({"rank_pattern": {"(": 3}}, "no valid regex"),
+        ({"rank_pattern": {"(": 3}}, r"unsupported rank or alpha pattern '\('"),
+        ({"alpha_pattern": {"(a+)+$": 3}}, r"unsupported rank or alpha pattern '\(a\+\)\+\$'"),
+        ({"base_model_name_or_path": ["x"]}, "base_model_name_or_path must be a text"),
+        ({"base_model_name_or_path": 7}, "base_model_name_or_path must be a text"),
         ({"rank_pattern": {"q_proj": "x"}}, "lacks a usable field"),
         ({"alpha_pattern": [1]}, "lacks a usable field"),
     ],
@@ -296,3 +299,17 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path: Path, plain: Path) -> 
     (plain / "adapter_model.safetensors").unlink()
     with pytest.raises(InvalidCheckpoint, match=r"neither adapter_model\.safetensors"):
         import_lora(plain, tmp_path / "x")
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_adapter_and_its_base_are_not_overwritten(
+    tmp_path: Path, plain: Path, base: Path, linked: bool
+) -> None:
+    """An output that is one of the files to read, by any name, is refused."""
+    for number, folder in enumerate((plain / "adapter_model.safetensors", base)):
+        target = folder if folder.is_file() else folder / "model.safetensors"
+        before, out = target.read_bytes(), tmp_path / f"link{number}"
+        out.symlink_to(target)
+        with pytest.raises(FileExistsError, match="choose another name"):
+            import_lora(plain, out if linked else target, base_dir=base)
+        assert target.read_bytes() == before

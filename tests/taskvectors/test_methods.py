@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskvectors.errors import InvalidLoadout
-from taskvectors.method import Method
+from taskvectors.method import Method, Parameter
 from taskvectors.methods import METHODS
 from taskvectors.spec import Loadout, LoadoutItem, parse_task_vectors
 
@@ -145,3 +145,12 @@ def test_a_text_that_leaves_a_default_out_is_not_canonical() -> None:
     text = Loadout.build(PAIR, "ties").canonical.replace(',"normalize":true', "")
     with pytest.raises(InvalidLoadout, match="reproduce its own text"):
         Loadout.from_canonical(text)
+
+
+def test_bounds_are_whole_numbers_in_full() -> None:
+    """The largest seed can be typed as the error says it."""
+    seed = Parameter("seed", 0, "", high=2**53)
+    with pytest.raises(InvalidLoadout, match=f"seed must be from 0 to {2**53}, not"):
+        seed.parse(2**60)
+    with pytest.raises(InvalidLoadout, match=r"from 0 to 0\.5, not"):
+        Parameter("epsilon", 0.1, "", high=0.5).parse(1)

@@ -27,16 +27,31 @@ def find_base(
     """The base: given, or the folder that the configuration names; None where neither is."""
     if base_dir is not None:
         return Checkpoint.open(base_dir)
-    named = fields.get("base_model_name_or_path")
+    named = _named(fields)
     return Checkpoint.open(named) if named and Path(named).is_dir() else None
 
 
 def base_name(fields: Mapping[str, Any], base: Checkpoint | None) -> str:
     """The Hub name as the adapter gives it; of a local path only the last component."""
-    named = str(fields.get("base_model_name_or_path") or "")
+    named = _named(fields)
     if base is not None and (not named or Path(named).is_dir() or Path(named).is_absolute()):
         return base.directory.resolve().name
     return Path(named).name if Path(named).is_absolute() else named
+
+
+def check_output(out: Path, *inputs: Checkpoint | None) -> None:
+    """Raise FileExistsError where writing `out` would destroy what is read."""
+    for folder in inputs:
+        if folder is not None and out.exists() and any(map(out.samefile, folder.files)):
+            raise FileExistsError(f"{out} holds weights of {folder.directory}; choose another name")
+
+
+def _named(fields: Mapping[str, Any]) -> str:
+    """The base's name or path, or nothing; raises UnsupportedAdapter for what is no text."""
+    named = fields.get("base_model_name_or_path")
+    if named is not None and not isinstance(named, str):
+        raise UnsupportedAdapter(f"base_model_name_or_path must be a text, not {str(named)[:80]!r}")
+    return named or ""
 
 
 def as_value(array: Array) -> Array:

@@ -10,13 +10,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from taskvectors.checkpoint import Checkpoint, fingerprint, read_json
 from taskvectors.delta import LowRankDelta
 from taskvectors.errors import UnsupportedAdapter
+from taskvectors.exchange.name_pattern import matches, parse_pattern
 from taskvectors.exchange.peft_folder import (
     CONFIG,
     PREFIX,
@@ -24,6 +25,7 @@ from taskvectors.exchange.peft_folder import (
     as_value,
     base_name,
     check_copy_of_base,
+    check_output,
     find_base,
 )
 from taskvectors.format.header import match_shape
@@ -53,6 +55,9 @@ _REFUSED: Mapping[str, str] = {
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
+_Patterns: TypeAlias = Mapping[tuple[str, ...], float]
+
+
 @dataclass(frozen=True)
 class _Config:
     """The fields of adapter_config.json that decide the scale."""
@@ -60,8 +65,8 @@ class _Config:
     rank: int
     alpha: float
     rslora: bool
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: _Patterns
+    alpha_pattern: _Patterns
 
     def rank_of(self, module: str) -> int:
         return int(_pattern_value(self.rank_pattern, module, self.rank))
@@ -91,6 +96,7 @@ def import_lora(
     base = find_base(fields, base_dir)
     name = base_name(fields, base)
     adapter = Checkpoint.open(folder, weights=WEIGHTS)
+    check_output(Path(out), adapter, base)
     factors = _pair_factors(adapter, base)
     info = BaseInfo(name, None if base is None else fingerprint(base))
     with VectorWriter(out, info, value_dtype=value_dtype) as writer:
@@ -124,21 +130,18 @@ def _parse_config(fields: Mapping[str, Any]) -> _Config:
             int(fields["r"]),
             float(fields["lora_alpha"]),
             bool(fields.get("use_rslora")),
-            {key: int(rank) for key, rank in (fields.get("rank_pattern") or {}).items()},
-            {key: float(alpha) for key, alpha in (fields.get("alpha_pattern") or {}).items()},
+            {parse_pattern(k): int(v) for k, v in (fields.get("rank_pattern") or {}).items()},
+            {parse_pattern(k): float(v) for k, v in (fields.get("alpha_pattern") or {}).items()},
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except UnsupportedAdapter:
+        raise
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UnsupportedAdapter(f"{CONFIG} lacks a usable field: {error!r}") from error
 
 
-def _pattern_value(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """The first pattern that matches the module's name or its trailing components, as in PEFT."""
-    try:
-        return next(
-            (v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default
-        )
-    except re.error as error:
-        raise UnsupportedAdapter(f"a rank or alpha pattern is no valid regex: {error}") from error
+def _pattern_value(patterns: _Patterns, module: str, default: float) -> float:
+    """Of the first pattern that matches the module, as in PEFT."""
+    return next((value for key, value in patterns.items() if matches(key, module)), default)
 
 
 def _pair_factors(adapter: Checkpoint, base: Checkpoint | None) -> dict[str, dict[str, str]]:

@@ -28,6 +28,7 @@ from taskvectors.exchange.peft_folder import (
     base_name,
     check_copy_of_base,
     check_linear,
+    check_output,
     common_fields,
     find_base,
     is_embedding,
@@ -70,6 +71,7 @@ def import_shira(
             " the base's folder"
         )
     adapter = Checkpoint.open(folder, weights=WEIGHTS)
+    check_output(Path(out), adapter, base)
     name = base_name(fields, base)
     info = BaseInfo(name, fingerprint(base))
     with VectorWriter(out, info, value_dtype=value_dtype) as writer:

@@ -52,6 +52,7 @@ def extract(
     language: Sequence[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    allow_empty: bool = True,
 ) -> ExtractReport:
     """Write the task vector `finetuned - base` to `out`; nothing appears there before it is whole.
 
@@ -65,6 +66,7 @@ def extract(
     Except for lossless, vectors (norms, biases) are kept whole when they changed at all.
 
     value_dtype: bf16 (default), fp16, fp32, int8 or ternary; lossless: the fine-tuned checkpoint's.
+    allow_empty: False raises InvalidExtraction, and writes nothing, where nothing differs.
     The difference is taken in float32. Memory: blocks of it, and what is kept of one parameter.
     Raises InvalidExtraction, InvalidCheckpoint, IncompatibleCheckpoints, InvalidFile (an overflow
     in fp16), OSError.
@@ -80,7 +82,8 @@ def extract(
     }
     settings = make_settings(method, value_dtype, index, options)
     _check_output(Path(out))
-    run = _Run.open(base_dir, finetuned_dir, settings, progress)
+    run = _Run.open(base_dir, finetuned_dir, settings, progress, allow_empty)
+    _check_not_read(Path(out), run.base, run.finetuned)
     fields = card(
         license=license,
         base_model=base_model,
@@ -100,6 +103,7 @@ class _Run:
     finetuned: Checkpoint
     settings: Settings
     meter: Meter
+    allow_empty: bool
 
     @classmethod
     def open(
@@ -108,6 +112,7 @@ class _Run:
         finetuned_dir: str | os.PathLike[str],
         settings: Settings,
         progress: Progress | None,
+        allow_empty: bool,
     ) -> "_Run":
         base, finetuned = Checkpoint.open(base_dir), Checkpoint.open(finetuned_dir)
         check_compatible(base, finetuned)
@@ -117,7 +122,7 @@ class _Run:
             total += theirs
         if settings.scope == "global":
             total += 2 * sum(_pair_nbytes(base, finetuned, name) for name in _matrices(base))
-        return cls(base, finetuned, settings, Meter(progress, total))
+        return cls(base, finetuned, settings, Meter(progress, total), allow_empty)
 
     def write(self, out: Path, base_model: str | None, fields: Mapping[str, Any]) -> ExtractReport:
         """Fingerprint, subtract, write; the report is of the file as it is."""
@@ -139,6 +144,11 @@ class _Run:
                 if delta is not None:
                     writer.add(parameter, delta, exceptions)
                     energies[parameter] = energy, kept
+            if not (energies or self.allow_empty or "dtypes" in extraction):
+                raise InvalidExtraction(
+                    f"nothing differs between {self.base.directory} and"
+                    f" {self.finetuned.directory}; there is no task vector to write"
+                )
             digest = writer.finish({**fields, "extraction": extraction})
         reports = _reports(out, energies)
         unchanged = tuple(sorted(self.base.tensors.keys() - energies.keys()))
@@ -218,6 +228,14 @@ def _check_output(out: Path) -> None:
         raise InvalidExtraction(f"{out} is a folder; name a file to write")
     if not out.parent.is_dir():
         raise InvalidExtraction(f"{out} cannot be written: there is no folder {out.parent}")
+
+
+def _check_not_read(out: Path, *inputs: Checkpoint) -> None:
+    for folder in inputs:
+        if out.exists() and any(map(out.samefile, folder.files)):
+            raise InvalidExtraction(
+                f"{out} holds weights of {folder.directory}; choose another name"
+            )
 
 
 def _matrices(base: Checkpoint) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """Where commands write: results to standard output, everything else to standard error."""
 
+from typing import Any
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -11,18 +13,32 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 WIDE = 160
 """Columns for tables where no terminal says how many it has, such as a pipe."""
 
 
+def printable(text: str) -> str:
+    """A file or an argument may hold what would steer a terminal: a ? for each such character."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+class _SafeConsole(Console):
+    """Prints every text, also those in tables, as `printable` lines."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Without control characters, except for the ends of lines."""
+        return super().render_str("\n".join(map(printable, text.split("\n"))), **options)
+
+
 def _result_console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDE)
+    console = _SafeConsole()
+    return console if console.is_terminal else _SafeConsole(width=WIDE)
 
 
 out = _result_console()
-err = Console(stderr=True)
+err = _SafeConsole(stderr=True)
 
 
 def byte_progress() -> Progress:

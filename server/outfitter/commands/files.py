@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from outfitter.commands.console import byte_progress, human_bytes, out
+from outfitter.commands.console import byte_progress, human_bytes, out, printable
 from outfitter.commands.tables import (
     bound_line,
     energies_of,
@@ -177,12 +177,12 @@ def inspect(
     facts.add_column()
     facts.add_column(overflow="fold")
     facts.add_row("digest", f"sha256:{digest}")
-    facts.add_row("base", escape(header.base.name))
+    facts.add_row("base", escape(printable(header.base.name)))
     facts.add_row("fingerprint", header.base.fingerprint or "not given")
     facts.add_row("size", human_bytes(header.nbytes))
     for key, value in header.metadata.items():
         text = value if isinstance(value, str) else json.dumps(value, default=str)
-        facts.add_row(key, escape(text))
+        facts.add_row(escape(printable(key)), escape(printable(text)))
     out.print(facts)
     out.print(parameter_table(header, per_layer=per_layer))
     total = sum((size_of(header, name) for name in header.parameters), Size())
@@ -191,7 +191,7 @@ def inspect(
 
 def print_file(path: Path, digest: str, nbytes: int) -> None:
     """One line that says what was written."""
-    line = f"{path} {human_bytes(nbytes)} sha256:{digest}"
+    line = f"{printable(str(path))} {human_bytes(nbytes)} sha256:{digest}"
     out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -201,10 +201,10 @@ def _run(base: Path, finetuned: Path, out_file: Path, options: dict[str, Any]) -
         task = bar.add_task("reading", total=None)
 
         def show(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=escape(what))
+            bar.update(task, completed=done, total=total, description=escape(printable(what)))
 
         try:
-            return run(base, finetuned, out_file, progress=show, **options)
+            return run(base, finetuned, out_file, progress=show, allow_empty=False, **options)
         except InvalidExtraction as error:
             raise InvalidConfig(_spelled(str(error))) from error
 

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from outfitter.commands.console import count_progress, out
+from outfitter.commands.console import count_progress, out, printable
 from outfitter.commands.vectors import JsonOption
 from outfitter.config import InvalidConfig
 from taskvectors.errors import VectorNotFound
@@ -80,7 +80,7 @@ def _sources(arguments: list[str], store: Path | None) -> dict[str, Path]:
         names = arguments
     if len(set(names)) < len(names):
         raise InvalidConfig("each task vector can be named only once")
-    return {_printable(name): path for name, path in zip(names, paths, strict=True)}
+    return {printable(name): path for name, path in zip(names, paths, strict=True)}
 
 
 def _path(argument: str, store: DirectoryStore | None) -> Path:
@@ -93,11 +93,6 @@ def _path(argument: str, store: DirectoryStore | None) -> Path:
             f"no task vector file {argument!r}; to name one in a store, add --store"
         )
     return store.path(store.resolve(Reference.parse(argument)).digest)
-
-
-def _printable(name: str) -> str:
-    """A file's name may hold what would steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def _check_outputs(*paths: Path | None) -> None:
@@ -146,7 +141,7 @@ def _layer_table(pair: PairReport) -> Table:
     table = _table("layer", _HEADS)
     table.title = escape(f"{pair.left} × {pair.right}")
     for layer, figures in pair.layers.items():
-        table.add_row(layer, *_cells(figures))
+        table.add_row(escape(printable(layer)), *_cells(figures))
     return table
 
 

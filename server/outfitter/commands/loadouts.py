@@ -1,6 +1,7 @@
 """Loadouts on the command line: a loadout file, or vectors with weights, a method and settings."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -147,12 +148,20 @@ def _settings(texts: list[str]) -> dict[str, object]:
 
 
 def _setting(text: str) -> tuple[str, object]:
-    """`density=0.2`: JSON if it is some, else text."""
+    """`density=0.2`: JSON if it is some, else a number such as .2, else text."""
     name, equals, value = text.partition("=")
     if not equals or name in ("", "method", "vectors"):
         raise InvalidConfig(f"unsupported --set {text[:80]!r}; use NAME=VALUE such as density=0.2")
     try:
         parsed: object = json.loads(value)
     except (ValueError, RecursionError):
-        return name, value
+        return name, _number_or_text(value)
     return name, value if isinstance(parsed, str | list | dict) else parsed
+
+
+def _number_or_text(text: str) -> float | str:
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return number if math.isfinite(number) else text

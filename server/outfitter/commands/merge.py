@@ -57,6 +57,8 @@ def merge(
     _check_options(is_file, base, dtype, max_shard_size)
     loadout = read_loadout(vectors, spec, method, settings, store)
     checkpoint = None if base is None else Checkpoint.open(base)
+    if is_file:
+        _check_output(out_path, loadout, checkpoint)
     check_selections(loadout, checkpoint)
     if is_file:
         write_file(loadout, checkpoint, out_path, dtype)
@@ -72,10 +74,6 @@ def write_file(
     from taskvectors.merge import write_merged
     from taskvectors.merge.spec_merge import open_merge
 
-    if not out_file.absolute().parent.is_dir():
-        raise InvalidConfig(f"there is no folder {out_file.parent} to write {out_file.name} to")
-    if out_file.exists() and any(out_file.samefile(path) for path in loadout.paths.values()):
-        raise InvalidConfig(f"{out_file} is one of the vectors to merge; name another file")
     with open_merge(loadout, base) as (merged, metadata), count_progress() as bar:
         if base is not None:
             check_base(merged.base, base)
@@ -88,6 +86,18 @@ def write_file(
             progress=lambda done, total, _: bar.update(task, completed=done, total=total),
         )
     print_file(out_file, digest, out_file.stat().st_size)
+
+
+def _check_output(out_file: Path, loadout: ResolvedSpec, base: Checkpoint | None) -> None:
+    """Raise InvalidConfig for a file that cannot be written, or whose loss would destroy inputs."""
+    if not out_file.absolute().parent.is_dir():
+        raise InvalidConfig(f"there is no folder {out_file.parent} to write {out_file.name} to")
+    if not out_file.exists():
+        return
+    if any(map(out_file.samefile, loadout.paths.values())):
+        raise InvalidConfig(f"{out_file} is one of the vectors to merge; name another file")
+    if base is not None and any(map(out_file.samefile, base.files)):
+        raise InvalidConfig(f"{out_file} holds weights of the base; choose another name")
 
 
 def _check_options(

@@ -5,9 +5,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
-from outfitter.commands.console import human_bytes
+from outfitter.commands.console import human_bytes, printable
 from taskvectors.extract import ExtractReport, Size, kind_of, size_of
 from taskvectors.format import FileHeader, ParameterSpec
 
@@ -33,7 +34,7 @@ def parameter_table(
     for (name, *_), names in groups.items():
         encoding = _encoding([header.parameters[member] for member in names])
         cells = _cells(header, names, energies, has_exceptions)
-        table.add_row(_short(name), encoding, *cells)
+        table.add_row(escape(printable(_short(name))), encoding, *cells)
     table.add_row("all", "", *_cells(header, list(header.parameters), energies, has_exceptions))
     return table
 
