@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from outfitter.cli import app
 from outfitter.commands import console
+from taskvectors.checkpoint import fingerprint
 from taskvectors.extract import OPTIONS, Restoration
 from taskvectors.format import file_digest, read_header
 
@@ -83,9 +84,20 @@ def test_every_method_runs(
     out = tmp_path / "x.safetensors"
     result = invoke("extract", *pair, "-o", out, *arguments)
     assert result.exit_code == 0, result.stderr
-    assert read_header(out).metadata["extraction"] == expected
+    extraction = dict(read_header(out).metadata["extraction"])
+    if {"dare", "della"} & set(arguments):
+        assert extraction.pop("finetuned_fingerprint") == fingerprint(pair[1])
+    assert extraction == expected
     assert f"sha256:{file_digest(out)}" in result.stdout
     assert "entropy bound" in result.stdout
+
+
+def test_a_cut_that_keeps_little_says_so(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    """Cut by size, and only then: random entries and directions carry more than their energy."""
+    few = ("-o", tmp_path / "x", "--density", 0.02)
+    assert "of the change is kept" in invoke("extract", *pair, *few).stderr
+    assert "is kept" not in invoke("extract", *pair, *few, "--method", "dare").stderr
+    assert "is kept" not in invoke("extract", *pair, "-o", tmp_path / "x", "--density", 1).stderr
 
 
 def test_a_lossless_file_restores_the_checkpoint(tmp_path: Path, pair: tuple[Path, Path]) -> None:

@@ -117,12 +117,12 @@ def _write(merged: MergedVector, path: Path, loadout: Loadout, job: Job) -> Comp
             resident += delta_bytes(delta, job.value_bytes, job.sparse_value_bytes)
             stored += _value_bytes(delta)
             _check("on the device", resident, job.pool_bytes, "the pool has", "--pool-bytes")
-            _check("on disk", stored, job.composed_bytes, DISK, "composed_bytes")
+            _check("on disk", stored, job.composed_bytes, DISK, "--composed-bytes")
             writer.add(name, delta)
         provenance = {"loadout": loadout.digest, "compose_version": COMPOSE_VERSION}
         digest = writer.finish({"provenance": provenance})
     nbytes = path.stat().st_size
-    _check("on disk", nbytes, job.composed_bytes, DISK, "composed_bytes")
+    _check("on disk", nbytes, job.composed_bytes, DISK, "--composed-bytes")
     return Composed(digest, nbytes, resident)
 
 
@@ -156,7 +156,7 @@ def _answer(job: Job) -> Mapping[str, Any]:
         return _refusal(
             PoolTooSmall(
                 f"composing the loadout takes more than {job.memory_bytes} bytes of memory; use"
-                f" fewer vectors, or {MERGE_ONCE}"
+                f" fewer vectors or a larger --compose-memory, or {MERGE_ONCE}"
             )
         )
     except OSError as error:

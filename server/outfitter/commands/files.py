@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from outfitter.commands.console import byte_progress, human_bytes, out, printable
+from outfitter.commands.console import byte_progress, err, human_bytes, out, printable
 from outfitter.commands.tables import (
     bound_line,
     energies_of,
@@ -24,6 +24,16 @@ from taskvectors.format import file_digest, read_header
 
 VALUE_DTYPES = ("bf16", "fp16", "fp32")
 METHODS = tuple(method.replace("_", "-") for method in OPTIONS if method != "lossless")
+
+
+BY_SIZE = ("magnitude", "breadcrumbs")
+LITTLE = 0.5
+"""Of the energy: below, what was cut by size has probably lost the skill."""
+HINT = (
+    "note: {:.1%} of the change is kept. If the skill is gone, keep entries at random"
+    " (--method dare) or directions (--method low-rank) instead: a change that is spread over all"
+    " entries has no large ones that carry it"
+)
 
 
 def _defaults(option: str) -> str:
@@ -155,6 +165,8 @@ def extract(
         out.print(f"{len(report.unchanged)} parameters did not change", highlight=False)
     out.print(bound_line(report.size), highlight=False, soft_wrap=True)
     print_file(out_file, report.digest, report.nbytes)
+    if report.kept < LITTLE and (method or METHODS[0]) in BY_SIZE:
+        err.print(HINT.format(report.kept), highlight=False, soft_wrap=True)
 
 
 def inspect(
