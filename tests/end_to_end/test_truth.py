@@ -226,6 +226,7 @@ def small(gateway: Gateway, maker: Maker) -> list[Synthetic]:
     return made
 
 
+@pytest.mark.slow
 def test_two_hundred_loadouts_through_eight_slots_all_answer_right(
     gateway: Gateway, oracle: Oracle, small: list[Synthetic]
 ) -> None:

@@ -10,7 +10,7 @@ densities = st.integers(1, 100).map(lambda percent: percent / 100)
 gammas = st.sampled_from((0.0, 0.01, 0.1, 0.5, 1.0))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(drawn(count=(1, 6), tied=True), densities, gammas, st.sampled_from((1.0, -0.5)))
 def test_breadcrumbs_are_mergekits_where_magnitudes_repeat(
     case: Drawn, density: float, gamma: float, scale: float

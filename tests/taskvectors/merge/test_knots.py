@@ -58,7 +58,7 @@ def is_close_call(parts: Sequence[torch.Tensor], weights: Sequence[float], densi
     return bool(((total.abs() < 1e-6) & (parts[0].abs() > 1e-11)).any())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     drawn(tied=False, weights=(1.0, 0.5, 2.0, -0.5)),
     st.sampled_from(DENSITIES),

@@ -15,7 +15,7 @@ from tests.taskvectors.merge.drawing import Drawn, assert_close, drawn, matrices
 ONES = (1.0,)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(drawn(count=(2, 4), weights=ONES), st.booleans())
 def test_model_stock_is_mergekits(case: Drawn, filter_wise: bool) -> None:
     """One angle for a parameter or one for each row; a vector that lacks it counts as zero."""

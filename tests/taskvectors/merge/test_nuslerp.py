@@ -17,7 +17,7 @@ from tests.taskvectors.merge.drawing import TOLERANCE, Drawn, drawn, golden, mat
 PAIR_WEIGHTS = (1.0, 0.5, 0.25, 2.0, -0.5, -1.0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(drawn(count=(2, 2), weights=PAIR_WEIGHTS), st.booleans(), st.booleans())
 def test_nuslerp_is_mergekits(case: Drawn, flatten: bool, row_wise: bool) -> None:
     """One angle, or one for each row or column; straight where vectors are parallel or opposed."""

@@ -11,7 +11,7 @@ shares = st.integers(1, 100).map(lambda percent: percent / 100)
 cases = drawn(count=(1, 6), weights=(1.0,))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cases, st.sampled_from((1.0, 2.0**-14)))
 def test_sce_is_mergekits(case: Drawn, scale: float) -> None:
     """By energy, and with the equal weights of vectors too small for it."""
@@ -19,7 +19,7 @@ def test_sce_is_mergekits(case: Drawn, scale: float) -> None:
     assert_near(small, small.merged("sce"), mergekit(small, "sce"), factor=16)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(drawn(count=(1, 6), weights=(1.0,), tied=False), shares)
 def test_sce_selects_as_mergekit(case: Drawn, share: float) -> None:
     """The elements of highest variance, the same number of them."""

@@ -12,7 +12,7 @@ EQUAL = (1.0,)
 POSITIVE = (1.0, 0.5, 0.25)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(drawn(count=(1, 6), tied=True), densities, st.booleans(), st.sampled_from((1.0, -0.5, 0.0)))
 def test_ties_is_mergekits_where_magnitudes_repeat(
     case: Drawn, density: float, normalize: bool, scale: float
@@ -24,7 +24,7 @@ def test_ties_is_mergekits_where_magnitudes_repeat(
     assert_equal(case.merged("ties", **parameters), theirs)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(drawn(count=(1, 6), tied=False), densities, st.booleans())
 def test_ties_is_mergekits(case: Drawn, density: float, normalize: bool) -> None:
     """Normal values; equal, unequal, zero and negative weights."""

@@ -28,7 +28,7 @@ def merged(case: Drawn, folder: Path, extra: int, **parameters: object) -> tuple
     return case.merged("ties_original", base=base, **parameters), numel
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     drawn(count=(1, 6), weights=(1.0,), tied=True),
     densities,

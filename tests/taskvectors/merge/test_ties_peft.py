@@ -19,7 +19,7 @@ def theirs(case: Drawn, density: float, election: str) -> Dense:
         return by_peft(case, "ties", density, election)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(drawn(count=(1, 6), tied=True), densities, elections)
 def test_ties_peft_is_pefts_where_magnitudes_repeat(
     case: Drawn, density: float, election: str
@@ -30,7 +30,7 @@ def test_ties_peft_is_pefts_where_magnitudes_repeat(
     assert_equal(case.merged("ties_peft", density=density, majority_sign=election), expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(drawn(count=(1, 6), tied=False), densities, elections)
 def test_ties_peft_is_pefts(case: Drawn, density: float, election: str) -> None:
     """Normal values; equal, unequal, zero and negative weights."""

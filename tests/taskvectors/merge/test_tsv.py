@@ -72,7 +72,7 @@ def nearest(matrix: torch.Tensor) -> torch.Tensor | None:
     return matrix @ (basis[:, kept] / squares[kept].sqrt()) @ basis[:, kept].T
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(drawn())
 def test_tsv_leaves_out_what_is_zero(case: Drawn) -> None:
     """Sparse, low-rank and absent vectors, ties: only directions with energy are orthogonalised."""
