@@ -12,7 +12,7 @@ def resident_bytes(header: FileHeader, value_bytes: int, sparse_value_bytes: int
     """The device bytes of a vector, up to the row offsets of fused layers it touches in part.
 
     Sparse: a 32-bit column and a value per nonzero, 32-bit row offsets. Low-rank: A and B.
-    Dense: its values. A low-rank or dense delta of a tied embedding is held twice and counted once.
+    Dense: its values. A low-rank delta of a tied embedding is held twice and counted once.
     """
     return sum(
         _parameter_bytes(spec, value_bytes, sparse_value_bytes)

@@ -28,6 +28,7 @@ __all__ = [
     "Shape",
     "SparseDelta",
     "TaskVector",
+    "kind_of",
     "module_of",
 ]
 
@@ -147,3 +148,8 @@ class TaskVector:
 def module_of(parameter: str) -> str:
     """`model.norm` for `model.norm.weight`."""
     return parameter.rpartition(".")[0]
+
+
+def kind_of(parameter: str) -> str:
+    """`model.layers.*.mlp.up_proj.weight`: one word for a parameter and its kin in other layers."""
+    return ".".join("*" if part.isdigit() else part for part in parameter.split("."))

@@ -1,6 +1,5 @@
 """From two checkpoints to a task vector file, and back where nothing was left out."""
 
-from taskvectors.extract.dtypes import kind_of
 from taskvectors.extract.extraction import extract
 from taskvectors.extract.report import ExtractReport, ParameterReport, Progress
 from taskvectors.extract.restore import Restoration, restore
@@ -18,7 +17,6 @@ __all__ = [
     "Restoration",
     "Size",
     "extract",
-    "kind_of",
     "restore",
     "size_of",
 ]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from taskvectors.checkpoint import Checkpoint
+from taskvectors.vector import kind_of
 
 _ALL = "*"
 
@@ -36,8 +37,3 @@ def dtype_of(dtypes: Mapping[str, Any], name: str, base_dtype: str) -> str:
         if pattern in dtypes:
             return str(dtypes[pattern])
     return base_dtype
-
-
-def kind_of(parameter: str) -> str:
-    """`model.layers.*.mlp.up_proj.weight`: one word for a parameter and its kin in other layers."""
-    return ".".join(_ALL if part.isdigit() else part for part in parameter.split("."))

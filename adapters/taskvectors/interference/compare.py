@@ -24,7 +24,7 @@ from taskvectors.interference.report import OTHER, Figures, PairReport, Report, 
 from taskvectors.interference.subspace import Subspace, overlap, subspace
 from taskvectors.selection import layer_of
 from taskvectors.sources import FileSource, MemorySource, Source, common_base, common_shapes
-from taskvectors.vector import BaseInfo, TaskVector
+from taskvectors.vector import BaseInfo, TaskVector, kind_of
 
 Progress = Callable[[int, int, str], None]
 """Told the parameters done, how many there are, and the one just done."""
@@ -133,7 +133,7 @@ class _Tally:
         groups = (
             ("overall", ""),
             ("layers", OTHER if layer is None else str(layer)),
-            ("kinds", module_kind(name)),
+            ("kinds", kind_of(name)),
         )
         for group in groups:
             totals = self._groups.setdefault(group, dict.fromkeys(self._pairs, PairSums()))
@@ -180,11 +180,6 @@ def _report(base: BaseInfo, opened: Sequence[Source], tally: _Tally) -> Report:
         for i, j in itertools.combinations(range(len(opened)), 2)
     )
     return Report(base, vectors, pairs)
-
-
-def module_kind(parameter: str) -> str:
-    """`model.layers.3.mlp.up_proj.weight` and its kin in other layers, as one."""
-    return ".".join("*" if part.isdigit() else part for part in parameter.split("."))
 
 
 def _number_first(key: str) -> tuple[bool, int, str]:

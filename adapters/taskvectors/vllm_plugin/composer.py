@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from taskvectors import errors
 from taskvectors.errors import EngineUnavailable, PoolBusy, TaskVectorError
 from taskvectors.merge.compose import Composed, Job
+from taskvectors.method import MERGE_ONCE
 from taskvectors.methods import find_method
 from taskvectors.spec import Loadout, LoadoutItem
 from taskvectors.store.composed import ComposedStore, composed_key
@@ -213,7 +214,7 @@ class ChildProcess:
         except TimeoutError:
             raise EngineUnavailable(
                 f"the loadout was not composed within {self._config.compose_timeout_s:g} s; use"
-                " fewer vectors, or merge once with `outfitter merge` and publish the result"
+                f" fewer vectors, or {MERGE_ONCE}"
             ) from None
         finally:
             if child.returncode is None:
@@ -247,7 +248,7 @@ def _outcome(answer: bytes, status: int | None) -> Composed:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise EngineUnavailable(
             f"the process that composes the loadout ended without an answer ({_ending(status)}); if"
-            " this lasts, merge once with `outfitter merge` and publish the result"
+            f" this lasts, {MERGE_ONCE}"
         ) from error
     raise kind(fields["message"])
 

@@ -201,6 +201,12 @@ def inspect(
     out.print(bound_line(total), highlight=False, soft_wrap=True)
 
 
+def check_float_dtype(dtype: str | None) -> None:
+    """Raise InvalidConfig unless `--dtype` is absent or one of VALUE_DTYPES."""
+    if dtype is not None and dtype not in VALUE_DTYPES:
+        raise InvalidConfig(f"unsupported --dtype {dtype!r}; choose {', '.join(VALUE_DTYPES)}")
+
+
 def print_file(path: Path, digest: str, nbytes: int) -> None:
     """One line that says what was written."""
     line = f"{printable(str(path))} {human_bytes(nbytes)} sha256:{digest}"

@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from outfitter.commands.console import err
-from outfitter.commands.files import VALUE_DTYPES, OutOption, print_file
-from outfitter.config import InvalidConfig
+from outfitter.commands.files import OutOption, check_float_dtype, print_file
 from taskvectors.format import read_header
 
 
@@ -22,9 +21,7 @@ def import_adapter(
     """Write a task vector file from a PEFT folder, LoRA or SHiRA, without loss."""
     from taskvectors.exchange import import_adapter as run
 
-    if dtype is not None and dtype not in VALUE_DTYPES:
-        choices = ", ".join(VALUE_DTYPES)
-        raise InvalidConfig(f"unsupported --dtype {dtype!r}; choose {choices}")
+    check_float_dtype(dtype)
     digest = run(adapter, out_file, base_dir=base, value_dtype=dtype)
     if read_header(out_file).base.fingerprint is None:
         err.print("the base was not at hand, so it is not verified; --base checks it")

@@ -7,7 +7,7 @@ import typer
 
 from outfitter.commands.checkpoints import ShardOption, write_checkpoint
 from outfitter.commands.console import count_progress
-from outfitter.commands.files import VALUE_DTYPES, print_file
+from outfitter.commands.files import check_float_dtype, print_file
 from outfitter.commands.loadouts import (
     BaseOption,
     MethodOption,
@@ -103,8 +103,7 @@ def _check_output(out_file: Path, loadout: ResolvedSpec, base: Checkpoint | None
 def _check_options(
     is_file: bool, base: Path | None, dtype: str | None, max_shard_size: str | None
 ) -> None:
-    if dtype is not None and dtype not in VALUE_DTYPES:
-        raise InvalidConfig(f"unsupported --dtype {dtype!r}; choose {', '.join(VALUE_DTYPES)}")
+    check_float_dtype(dtype)
     if is_file and max_shard_size is not None:
         raise InvalidConfig("--max-shard-size is for checkpoints; a task vector file is one file")
     if not is_file and dtype is not None:

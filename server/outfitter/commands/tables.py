@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from outfitter.commands.console import human_bytes, printable
-from taskvectors.extract import ExtractReport, Size, kind_of, size_of
+from taskvectors.extract import ExtractReport, Size, size_of
 from taskvectors.format import FileHeader, ParameterSpec
+from taskvectors.vector import kind_of
 
 Energies = Mapping[str, tuple[float, float]]
 """Of each parameter Σ d² of its difference, and of what was kept of it."""
