@@ -1,7 +1,58 @@
-"""Examples are drawn the same in every run; `--hypothesis-profile explore` looks for new ones."""
+"""What all tests share: servers of state, and examples that are drawn the same in every run.
 
+`--hypothesis-profile explore` looks for new examples.
+"""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from tests import services
 
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.register_profile("repeat", deadline=None, derandomize=True)
 settings.load_profile("repeat")
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Valkey server that all tests share; use `redis_prefix` for keys."""
+    with services.redis_url(tmp_path_factory.mktemp("valkey")) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_prefix() -> str:
+    """A prefix for keys that no other test has."""
+    return f"t:{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server that all tests share."""
+    with services.postgres_url(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_database(postgres_url: str) -> str:
+    """The URL of an empty PostgreSQL database of this test's own."""
+    return services.new_database(postgres_url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database of this test's own, of each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'catalog.sqlite3'}"
+    return str(request.getfixturevalue("postgres_database"))
+
+
+@pytest.fixture(autouse=True)
+def _own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a test runs as a command finds state of its own on the given servers."""
+    for name, value in services.given(tmp_path).items():
+        monkeypatch.setenv(f"OUTFITTER_{name.upper()}", value)

@@ -98,3 +98,11 @@ class VectorLoadFailed(TaskVectorError):
 
 class VectorInUse(TaskVectorError):
     """A stored task vector cannot be removed by digest while a name stands for it."""
+
+
+class StoreFull(TaskVectorError):
+    """There is no room for a file: the disk or a quota is full."""
+
+
+class TierUnavailable(TaskVectorError):
+    """A tier of the store does not answer, or answers wrongly; another one may have the file."""

@@ -8,8 +8,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from taskvectors.errors import InvalidLoadout, InvalidReference
 from taskvectors.method import Parameters
@@ -28,16 +29,18 @@ MAX_GLOBS = 32
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
+_TAG = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """`name`, `namespace/name`, either with `@version` or `@sha256:digest`, or a bare digest."""
+    """`name` or `namespace/name`, bare or with `@version`, `@tag` or `@sha256:…`; or a digest."""
 
     name: str | None = None
     namespace: str | None = None
     version: int | None = None
     digest: str | None = None
+    tag: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Reference":
@@ -53,19 +56,8 @@ class Reference:
                 " namespace/name@3 or sha256:<64 hex digits>, and letters, digits, '.', '_' and"
                 " '-' in names"
             )
-        version, digest = cls._parse_pin(text, pin) if "@" in text else (None, None)
-        return cls(name=name, namespace=namespace or None, version=version, digest=digest)
-
-    @staticmethod
-    def _parse_pin(text: str, pin: str) -> tuple[int | None, str | None]:
-        if match := _DIGEST.fullmatch(pin):
-            return None, match[1]
-        if re.fullmatch(r"[1-9][0-9]{0,8}", pin):
-            return int(pin), None
-        raise InvalidReference(
-            f"invalid version {pin[:MAX_ECHO]!r} in reference {text[:MAX_ECHO]!r}:"
-            " use @3 or @sha256:<64 hex digits>"
-        )
+        bare = cls(name=name, namespace=namespace or None)
+        return replace(bare, **_parse_pin(text, pin)) if "@" in text else bare
 
     @property
     def path(self) -> str | None:
@@ -75,10 +67,31 @@ class Reference:
     def __str__(self) -> str:
         if self.name is None:
             return f"sha256:{self.digest}"
-        pin = (
-            f"@sha256:{self.digest}" if self.digest else f"@{self.version}" if self.version else ""
+        pin = f"sha256:{self.digest}" if self.digest else self.version or self.tag
+        return f"{self.path}@{pin}" if pin else str(self.path)
+
+
+def parse_tag(text: str) -> str:
+    """`text`, if it can be a tag; raises InvalidReference."""
+    if not _TAG.fullmatch(text):
+        raise InvalidReference(
+            f"invalid tag {text[:MAX_ECHO]!r}: use a lowercase letter, then up to 63 lowercase"
+            " letters, digits, '.', '_' and '-', such as stable"
         )
-        return f"{self.path}{pin}"
+    return text
+
+
+def _parse_pin(text: str, pin: str) -> dict[str, Any]:
+    if match := _DIGEST.fullmatch(pin):
+        return {"digest": match[1]}
+    if re.fullmatch(r"[1-9][0-9]{0,8}", pin):
+        return {"version": int(pin)}
+    if _TAG.fullmatch(pin):
+        return {"tag": pin}
+    raise InvalidReference(
+        f"invalid version {pin[:MAX_ECHO]!r} in reference {text[:MAX_ECHO]!r}:"
+        " use @3, @sha256:<64 hex digits>, or a tag such as @stable"
+    )
 
 
 @dataclass(frozen=True)

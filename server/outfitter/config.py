@@ -2,8 +2,10 @@
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from taskvectors.store.settings import TierSettings
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MAX_VECTORS_RESIDENT = 64
@@ -58,6 +60,16 @@ class GatewayConfig:
     composed_bytes: int = 8 * 2**30
     compose_memory_bytes: int = 8 * 2**30
     """Most memory of each composition, of which two may run; nothing is set aside for it."""
+    tiers: TierSettings = field(default_factory=TierSettings)
+    database_url: str | None = None
+    """The catalog's database; SQLite in the store's folder when None."""
+    pins: tuple[str, ...] = ()
+    """References that are made resident at start and stay so."""
+    pull_from: tuple[str, ...] = ()
+    """URL prefixes that a client may name as a source; none by default."""
+    trust: Path | None = None
+    """The file with the signature policy of each namespace."""
+    quarantine_bytes: int = 2**30
     max_upload_bytes: int = 4 * 2**30
     max_body_bytes: int = 32 * 2**20
     max_model_len: int | None = None

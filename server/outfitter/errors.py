@@ -6,6 +6,31 @@ from dataclasses import dataclass, field
 
 from taskvectors import errors as tv
 
+
+class CatalogUnavailable(tv.TaskVectorError):
+    """The catalog's database does not answer; the request may be tried again."""
+
+
+class CatalogConflict(tv.TaskVectorError):
+    """Something in the catalog is already so, or changed meanwhile."""
+
+
+class InvalidDetails(tv.TaskVectorError):
+    """A licence, language, card or other detail of a version is not what it must be."""
+
+
+class UntrustedVector(tv.TaskVectorError):
+    """A signature is missing, wrong, or by nobody whom the policy of the namespace trusts."""
+
+
+class SourceNotAllowed(tv.TaskVectorError):
+    """The operator does not allow this scheme, host or folder as a source."""
+
+
+class SourceFailed(tv.TaskVectorError):
+    """A source of task vectors cannot be read: it is not there, or does not answer."""
+
+
 INVALID_REQUEST = "invalid_request_error"
 RATE_LIMIT = "rate_limit_error"
 SERVER_ERROR = "server_error"
@@ -47,6 +72,14 @@ TABLE: Mapping[type[tv.TaskVectorError], Kind] = {
     tv.EngineUnavailable: Kind(503, SERVER_ERROR, "engine_unavailable"),
     tv.VectorLoadFailed: Kind(422, INVALID_REQUEST, "task_vector_not_servable"),
     tv.UnsupportedEngine: Kind(500, SERVER_ERROR, "unsupported_engine"),
+    tv.StoreFull: Kind(507, SERVER_ERROR, "store_full"),
+    tv.TierUnavailable: Kind(503, SERVER_ERROR, "store_unavailable"),
+    CatalogUnavailable: Kind(503, SERVER_ERROR, "catalog_unavailable"),
+    CatalogConflict: Kind(409, INVALID_REQUEST, "conflict"),
+    InvalidDetails: Kind(422, INVALID_REQUEST, "invalid_details"),
+    UntrustedVector: Kind(403, INVALID_REQUEST, "untrusted_vector"),
+    SourceNotAllowed: Kind(403, INVALID_REQUEST, "source_not_allowed"),
+    SourceFailed: Kind(502, SERVER_ERROR, "source_failed"),
     tv.TaskVectorError: Kind(500, SERVER_ERROR, "internal_error"),
 }
 

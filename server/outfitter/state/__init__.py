@@ -1,0 +1,1 @@
+"""The catalog: names, versions, tags, saved loadouts, in a SQL database."""

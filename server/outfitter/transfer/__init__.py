@@ -1,0 +1,1 @@
+"""Task vectors from and to other places: folders, hubs, buckets, registries, other gateways."""
