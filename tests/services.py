@@ -108,7 +108,7 @@ def redis_url(folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def postgres_url(folder: Path) -> Iterator[str]:
-    """A PostgreSQL server to share, as a SQLAlchemy URL: the given one, else one that is started."""
+    """A PostgreSQL server to share, as a SQLAlchemy URL: the given one, else one started."""
     if DATABASE_URL:
         yield DATABASE_URL
         return
@@ -125,9 +125,11 @@ def new_database(server_url: str, name: str | None = None) -> str:
     """The URL of a database on the server, made if it is not there; `name` keeps it findable."""
     database = name or f"t_{uuid.uuid4().hex}"
     base = server_url.replace("postgresql+psycopg://", "postgresql://", 1)
-    with psycopg.connect(base, autocommit=True) as connection:
-        with contextlib.suppress(psycopg.errors.DuplicateDatabase):
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
+    with (
+        psycopg.connect(base, autocommit=True) as connection,
+        contextlib.suppress(psycopg.errors.DuplicateDatabase),
+    ):
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
     head, _, query = server_url.partition("?")
     stem = head.rsplit("/", 1)[0]
     return f"{stem}/{database}" + (f"?{query}" if query else "")
