@@ -54,5 +54,5 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(autouse=True)
 def _own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What a test runs as a command finds state of its own on the given servers."""
-    for name, value in services.given(tmp_path).items():
-        monkeypatch.setenv(f"OUTFITTER_{name.upper()}", value)
+    for name, value in services.environment(tmp_path).items():
+        monkeypatch.setenv(name, value)

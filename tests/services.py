@@ -147,3 +147,8 @@ def given(root: Path) -> dict[str, str]:
     if REDIS_URL:
         found |= {"redis_url": REDIS_URL, "redis_prefix": f"t:{key}"}
     return found
+
+
+def environment(root: Path) -> dict[str, str]:
+    """`given(root)` as the variables that the commands read."""
+    return {f"OUTFITTER_{name.upper()}": value for name, value in given(root).items()}

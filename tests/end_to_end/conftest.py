@@ -14,12 +14,14 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import openai
 import psutil
 import pytest
 
 from taskvectors.checkpoint import Checkpoint, fingerprint
+from tests import services
 from tests.end_to_end.oracle import Oracle
 from tests.end_to_end.synthetic import Maker, Synthetic
 
@@ -28,6 +30,7 @@ START_TIMEOUT_S = 240
 SLOTS = 8
 POOL_BYTES = 96 << 20
 MODEL = "smollm2"
+PROMPT = "The three most important things about a coat are"
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,16 @@ class Gateway:
         """The stock client, without retries so that every error is seen."""
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
+    def ask(self, task_vectors: dict[str, float]) -> dict[str, Any]:
+        """A short greedy completion with log probabilities, as JSON."""
+        fields = {"model": self.model, "prompt": PROMPT, "max_tokens": 8, "temperature": 0}
+        body = json.dumps({**fields, "logprobs": 1, "task_vectors": task_vectors}).encode()
+        request = urllib.request.Request(
+            f"{self.url}/v1/completions", data=body, headers={"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return dict(json.load(answer))
+
 
 def outfitter(*args: str) -> str:
     """Run the command line; its output."""
@@ -96,8 +109,10 @@ def outfitter(*args: str) -> str:
 
 
 @contextlib.contextmanager
-def serving(model: Path, name: str, folder: Path, *args: str) -> Iterator[Gateway]:
-    """`outfitter serve` on a free port; every process is gone afterwards."""
+def serving(
+    model: Path, name: str, folder: Path, *args: str, **environment: str
+) -> Iterator[Gateway]:
+    """`outfitter serve` on a free port, with a store of its own; every process is gone after."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     log = folder / f"{name}.log"
@@ -107,8 +122,12 @@ def serving(model: Path, name: str, folder: Path, *args: str) -> Iterator[Gatewa
         *args,
     ]
     with log.open("wb") as sink:
+        state = environment or services.environment(folder / name)
         process = subprocess.Popen(
-            command, stdout=sink, stderr=subprocess.STDOUT, env={**os.environ, "COLUMNS": "200"}
+            command,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "COLUMNS": "200", **state},
         )
     gateway = Gateway(f"http://127.0.0.1:{port}", name, process, log)
     try:
