@@ -3,6 +3,7 @@
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,14 @@ def test_a_moved_tag_is_seen_by_both_within_a_second(
         outfitter("tag", f"moving@{version}", "stable", "--url", mover.url)
         since = time.monotonic()
         for server in servers:
-            _until(lambda server=server: _served_version(server) == version, since + SEEN_S)
+            _until(partial(_serves, server, version), since + SEEN_S)
 
 
 def test_redis_may_die(
     servers: tuple[Gateway, Gateway], maker: Maker, valkey: services.Valkey
 ) -> None:
     """With Redis dead, and back and empty, a vector that only the other server has is loaded."""
-    first, second = servers
+    first, _ = servers
     made = [maker.sparse(f"late{k}", seed=320 + k, size=0.06) for k in range(3)]
     first.push(made[0])
     valkey.kill()
@@ -101,11 +102,12 @@ def test_a_deleted_vector_is_gone_from_both_within_a_second(
     outfitter("delete", "short-lived", "--url", first.url)
     since = time.monotonic()
     for server in servers:
-        _until(lambda server=server: _is_gone(server), since + SEEN_S)
+        _until(partial(_is_gone, server), since + SEEN_S)
 
 
-def _served_version(server: Gateway) -> int:
-    return int(server.ask({"moving@stable": 1.0})["task_vectors"]["vectors"][0]["version"])
+def _serves(server: Gateway, version: int) -> bool:
+    found = server.ask({"moving@stable": 1.0})["task_vectors"]["vectors"]
+    return [vector["version"] for vector in found] == [version]
 
 
 def _is_gone(server: Gateway) -> bool:
@@ -125,7 +127,7 @@ def _tier(server: Gateway, name: str) -> dict[str, Any]:
 
 
 def _until(holds: Callable[[], bool], deadline: float) -> None:
-    """Wait for `holds`; a question that was asked before the deadline decides."""
+    """Wait for `holds`; it must hold for a question that is asked after the deadline."""
     while True:
         asked = time.monotonic()
         if holds():
