@@ -2,10 +2,14 @@
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from taskvectors.store.settings import TierSettings
+from outfitter import urls
+from taskvectors.errors import InvalidReference
+from taskvectors.spec import Reference
+from taskvectors.store.settings import DISK, ORIGIN, REDIS, TIERS, TierSettings
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MAX_VECTORS_RESIDENT = 64
@@ -39,6 +43,8 @@ _UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1000, "m": 1000**2, "mb": 1000**2}
 _UNITS |= {"g": 1000**3, "gb": 1000**3, "t": 1000**4, "tb": 1000**4}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_TIME_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 
 class InvalidConfig(ValueError):
@@ -79,12 +85,10 @@ class GatewayConfig:
     engine_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self._require(self.dtype in DTYPES, "--dtype", self.dtype, f"choose {', '.join(DTYPES)}")
-        self._require(1 <= self.slots <= 4096, "--slots", self.slots, "use 1 to 4096")
-        self._require(0 <= self.port <= 65535, "--port", self.port, "use 1 to 65535")
-        self._require(
-            self.drain_seconds >= 0, "--drain-seconds", self.drain_seconds, "use 0 or more"
-        )
+        _require(self.dtype in DTYPES, "--dtype", self.dtype, f"choose {', '.join(DTYPES)}")
+        _require(1 <= self.slots <= 4096, "--slots", self.slots, "use 1 to 4096")
+        _require(0 <= self.port <= 65535, "--port", self.port, "use 1 to 65535")
+        _require(self.drain_seconds >= 0, "--drain-seconds", self.drain_seconds, "use 0 or more")
         for option, value in (
             ("--pool-bytes", self.pool_bytes),
             ("--composed-bytes", self.composed_bytes),
@@ -92,14 +96,27 @@ class GatewayConfig:
             ("--max-upload-bytes", self.max_upload_bytes),
             ("--max-body-bytes", self.max_body_bytes),
             ("--max-model-len", self.max_model_len or 1),
+            ("--quarantine-bytes", self.quarantine_bytes + 1),
         ):
-            self._require(value > 0, option, value, "use a positive number")
+            _require(value > 0, option, value, "use a positive number")
+        check_state(self.database_url, self.tiers)
+        self._check_pins()
+        self._check_pull_from()
         self._reject_reserved_flags()
 
-    @staticmethod
-    def _require(holds: bool, option: str, value: object, advice: str) -> None:
-        if not holds:
-            raise InvalidConfig(f"unsupported {option} {value!r}; {advice}")
+    def _check_pins(self) -> None:
+        for pin in self.pins:
+            try:
+                Reference.parse(pin)
+            except InvalidReference as error:
+                raise InvalidConfig(f"unsupported --pin {pin[:200]!r}; {error}") from error
+        _require_distinct("--pin", self.pins)
+
+    def _check_pull_from(self) -> None:
+        for prefix in self.pull_from:
+            problem = urls.pull_problem(prefix)
+            _require(problem is None, "--allow-pull", urls.shown(prefix), problem)
+        _require_distinct("--allow-pull", [urls.shown(prefix) for prefix in self.pull_from])
 
     def _reject_reserved_flags(self) -> None:
         for arg in self.engine_args:
@@ -129,6 +146,66 @@ class GatewayConfig:
         """Where a client on this machine reaches the gateway."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+def check_state(database_url: str | None, tiers: TierSettings) -> None:
+    """Raise InvalidConfig unless the catalog and the tiers can be where these say."""
+    for option, url, problem_of in (
+        ("--database-url", database_url, urls.database_problem),
+        ("--redis-url", tiers.redis_url, urls.redis_problem),
+        ("--origin", tiers.origin_url, urls.origin_problem),
+    ):
+        problem = problem_of(url) if url is not None else None
+        _require(problem is None, option, urls.shown(url or ""), problem)
+    prefix = tiers.redis_prefix
+    advice = "use up to 64 letters, digits, '.', '_', ':' and '-'"
+    _require(bool(_PREFIX.fullmatch(prefix)), "--redis-prefix", prefix, advice)
+    _require(tiers.memory_bytes >= 0, "--host-bytes", tiers.memory_bytes, "use 0 or more")
+    for option, value in (("--redis-bytes", tiers.redis_bytes), ("--redis-ttl", tiers.redis_ttl_s)):
+        _require(value > 0, option, value, "use a positive number")
+    _check_order(tiers)
+
+
+def _check_order(tiers: TierSettings) -> None:
+    order = ",".join(tiers.order)
+    choices = f"choose from {','.join(TIERS)}, each once"
+    for name in tiers.order:
+        _require(name in TIERS, "--tiers", order, f"there is no tier {name[:80]!r}; {choices}")
+    _require(len(set(tiers.order)) == len(tiers.order), "--tiers", order, choices)
+    advice = "disk must be among them: it is where published files are"
+    _require(DISK in tiers.order, "--tiers", order, advice)
+    if tiers.order == TIERS:
+        return
+    for name, option, url in (
+        (REDIS, "--redis-url", tiers.redis_url),
+        (ORIGIN, "--origin", tiers.origin_url),
+    ):
+        advice = f"the tier {name!r} needs {option}"
+        _require(name not in tiers.order or url is not None, "--tiers", order, advice)
+
+
+def _require(holds: bool, option: str, value: object, advice: str | None) -> None:
+    if not holds:
+        raise InvalidConfig(f"unsupported {option} {value!r}; {advice}")
+
+
+def _require_distinct(option: str, values: Sequence[str]) -> None:
+    twice = next((value for value in values if values.count(value) > 1), None)
+    _require(twice is None, option, twice, "it is given twice")
+
+
+def parse_tiers(text: str) -> tuple[str, ...]:
+    """`memory,redis,disk` as the order in which a load asks; checked by `check_state`."""
+    return tuple(name.strip() for name in text.split(","))
+
+
+def parse_seconds(text: str) -> float:
+    """`90`, `30s`, `15m`, `1h` or `7d`, in seconds; raises InvalidConfig."""
+    match = _SIZE.fullmatch(text.strip())
+    unit = _TIME_UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise InvalidConfig(f"unsupported time {text!r}; use seconds or a unit such as 30s, 1h, 7d")
+    return float(match[1]) * unit
 
 
 def parse_size(text: str) -> int:

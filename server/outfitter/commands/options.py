@@ -1,0 +1,65 @@
+"""Where a store's state is: options of `serve`, and the environment of commands on a store."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from outfitter.config import check_state
+from taskvectors.store.settings import TierSettings
+
+DATABASE_VARIABLE = "OUTFITTER_DATABASE_URL"
+REDIS_VARIABLE = "OUTFITTER_REDIS_URL"
+PREFIX_VARIABLE = "OUTFITTER_REDIS_PREFIX"
+ORIGIN_VARIABLE = "OUTFITTER_ORIGIN_URL"
+DEFAULT_PREFIX = TierSettings.redis_prefix
+
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar=DATABASE_VARIABLE,
+        help="The catalog: postgresql://… or sqlite:///…  [default: SQLite in the store]",
+        show_default=False,
+    ),
+]
+RedisOption = Annotated[
+    str | None,
+    typer.Option(envvar=REDIS_VARIABLE, help="Redis or Valkey that several servers share."),
+]
+PrefixOption = Annotated[
+    str, typer.Option(envvar=PREFIX_VARIABLE, help="What every key in Redis starts with.")
+]
+OriginOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar=ORIGIN_VARIABLE, help="A folder that several servers share: s3://… or a path."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class LocalStore:
+    """A store's folder with the rest of its state, for commands that need no gateway.
+
+    The fields are what `open_vectors` asks for. Raises InvalidConfig.
+    """
+
+    store: Path
+    database_url: str | None = None
+    tiers: TierSettings = field(default_factory=TierSettings)
+
+    def __post_init__(self) -> None:
+        check_state(self.database_url, self.tiers)
+
+    @classmethod
+    def of(cls, store: Path, environment: Mapping[str, str] = os.environ) -> "LocalStore":
+        """The store in a folder, with the database and tiers that the environment names."""
+        tiers = TierSettings(
+            redis_url=environment.get(REDIS_VARIABLE) or None,
+            redis_prefix=environment.get(PREFIX_VARIABLE) or DEFAULT_PREFIX,
+            origin_url=environment.get(ORIGIN_VARIABLE) or None,
+        )
+        return cls(store, environment.get(DATABASE_VARIABLE) or None, tiers)
