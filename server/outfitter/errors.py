@@ -31,6 +31,22 @@ class SourceFailed(tv.TaskVectorError):
     """A source of task vectors cannot be read: it is not there, or does not answer."""
 
 
+class UploadNotFound(tv.TaskVectorError):
+    """There is no unfinished upload of this id; it may have been published, or forgotten."""
+
+
+class UploadMismatch(tv.TaskVectorError):
+    """An upload is at another offset than was said, or is not whole yet."""
+
+
+class UploadLocked(tv.TaskVectorError):
+    """Somebody else is writing to this upload right now."""
+
+
+class TooManyUploads(tv.TaskVectorError):
+    """There is no room for another unfinished upload."""
+
+
 INVALID_REQUEST = "invalid_request_error"
 RATE_LIMIT = "rate_limit_error"
 SERVER_ERROR = "server_error"
@@ -80,6 +96,10 @@ TABLE: Mapping[type[tv.TaskVectorError], Kind] = {
     UntrustedVector: Kind(403, INVALID_REQUEST, "untrusted_vector"),
     SourceNotAllowed: Kind(403, INVALID_REQUEST, "source_not_allowed"),
     SourceFailed: Kind(502, SERVER_ERROR, "source_failed"),
+    UploadNotFound: Kind(404, INVALID_REQUEST, "upload_not_found"),
+    UploadMismatch: Kind(409, INVALID_REQUEST, "upload_mismatch"),
+    UploadLocked: Kind(423, INVALID_REQUEST, "upload_locked"),
+    TooManyUploads: Kind(429, RATE_LIMIT, "too_many_uploads"),
     tv.TaskVectorError: Kind(500, SERVER_ERROR, "internal_error"),
 }
 
@@ -122,7 +142,7 @@ def type_for_status(status: int) -> str:
 def from_task_vector_error(error: tv.TaskVectorError, param: str | None = None) -> ApiError:
     """Translate a library error by the table, most specific class first."""
     kind = next(TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
-    headers = {"retry-after": "1"} if kind.status in (429, 503) else {}
+    headers = {"retry-after": "1"} if kind.status in (423, 429, 503) else {}
     return ApiError(kind.status, shorten(str(error)), kind.code, param, kind.type, headers)
 
 

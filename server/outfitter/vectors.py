@@ -1,21 +1,44 @@
-"""The task vectors that this server has: the store, seen through the base that is served."""
+"""The task vectors that this server has: files, their names, and whom to trust, seen as one."""
 
 import functools
 import logging
-import math
-from dataclasses import dataclass
+import os
+import shutil
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Self
 
 from outfitter.control.resolve import ResolvedVector
 from outfitter.control.selection import Modules
-from taskvectors.errors import InvalidFile, VectorNotFound
-from taskvectors.format import FileHeader, validate_file
-from taskvectors.spec import Reference
-from taskvectors.store import DirectoryStore, Entry
+from outfitter.state.catalog import Catalog, catalog_url
+from outfitter.state.changes import Changes
+from outfitter.state.facts import facts_of
+from outfitter.state.records import (
+    Collected,
+    Deletion,
+    Details,
+    Page,
+    Publication,
+    Query,
+    Version,
+)
+from outfitter.state.resolver import Resolver
+from outfitter.state.uploads import Uploads
+from outfitter.trust.details import check_details, merge_details
+from outfitter.trust.policy import Trust
+from taskvectors.errors import BaseMismatch, InvalidFile, InvalidReference
+from taskvectors.format import FileHeader, file_digest, validate_file
+from taskvectors.spec import Reference, parse_tag
+from taskvectors.store import DirectoryStore
+from taskvectors.store.room import needing_room
+from taskvectors.store.settings import TierSettings
+from taskvectors.store.tiered import TieredFiles
+from taskvectors.values import MAX_ECHO
 
 log = logging.getLogger(__name__)
 
-MAX_SUMMARIES = 4096
+UPLOADS = "uploads"
+"""The folder in `incoming/` for uploads that may be resumed."""
 
 
 @dataclass(frozen=True)
@@ -32,91 +55,199 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What a file's header says, in numbers."""
+class Draft:
+    """What is said of a file that is to be published; see `Publication`."""
 
-    base_name: str | None
-    base_fingerprint: str | None
-    parameters: int
-    nnz: int
-    numel: int
-    nbytes: int
+    name: str
+    details: Details = field(default_factory=Details)
+    tags: tuple[str, ...] = ()
+    publisher: str | None = None
+    signature: str | None = None
 
-    @classmethod
-    def of(cls, header: FileHeader) -> "Summary":
-        """Count the stored values of every parameter."""
-        return cls(
-            header.base.name,
-            header.base.fingerprint,
-            len(header.parameters),
-            sum(spec.nnz or 0 for spec in header.parameters.values()),
-            sum(math.prod(spec.shape) for spec in header.parameters.values()),
-            header.nbytes,
-        )
-
-    @property
-    def density(self) -> float:
-        """Stored values as a share of the elements of the parameters it changes."""
-        return self.nnz / self.numel if self.numel else 0.0
-
-
-class Vectors:
-    """Lookups and uploads. Every method may block on the disk: call them in a thread."""
-
-    def __init__(self, store: DirectoryStore) -> None:
-        self.store = store
-        self.summary = functools.lru_cache(MAX_SUMMARIES)(self._summary)
-
-    def _summary(self, digest: str) -> Summary:
-        return Summary.of(self.store.header(digest))
-
-    def resolve(self, reference: Reference) -> ResolvedVector:
-        """What `reference` stands for now; raises VectorNotFound."""
-        found = self.store.resolve(reference)
-        fingerprint = self.summary(found.digest).base_fingerprint
-        return ResolvedVector(found.name, found.version, found.digest, fingerprint)
-
-    def entries(self) -> list["Listing"]:
-        """Every named version; one that is removed meanwhile or that is broken is left out."""
-        found = []
-        for entry in self.store.entries():
-            try:
-                found.append(self._listing(entry))
-            except VectorNotFound:
-                continue
-            except (InvalidFile, OSError) as error:
-                log.warning("%s@%s is left out of the list: %s", entry.name, entry.version, error)
-        return found
-
-    def entry(self, reference: Reference) -> "Listing":
-        """What `reference` stands for now; raises VectorNotFound."""
-        if reference.path is not None:
-            return self._listing(self.store.entry(reference))
-        found = self.store.resolve(reference)
-        if named := [entry for entry in self.store.entries() if entry.digest == found.digest]:
-            return self._listing(named[-1])
-        status, summary = self.store.path(found.digest).stat(), self.summary(found.digest)
-        created = int(status.st_mtime)
-        return Listing(None, None, found.digest, status.st_size, created, summary)
-
-    def take(self, path: Path, digest: str, name: str, base: Base) -> "Listing":
-        """Validate an uploaded file against the base, keep it, and name it."""
-        validate_file(path, base_shapes=base.shapes, base_fingerprint=base.fingerprint)
-        version = self.store.publish(path, digest, name)
-        return self.entry(Reference.parse(f"{name}@{version}"))
-
-    def _listing(self, entry: Entry) -> "Listing":
-        summary = self.summary(entry.digest)
-        return Listing(entry.name, entry.version, entry.digest, entry.size, entry.created, summary)
+    def completed(self, found: Details, signature: str | None) -> "Draft":
+        """This, and where it says nothing, what a source said."""
+        said = {item.name: getattr(self.details, item.name) for item in fields(Details)}
+        details = replace(found, **{name: value for name, value in said.items() if value})
+        return replace(self, details=details, signature=self.signature or signature)
 
 
 @dataclass(frozen=True)
-class Listing:
-    """A stored file with the name and version it was asked for by; a bare digest has neither."""
+class Vectors:
+    """Publishing, lookups and changes. Every method may block: call them in a thread.
 
-    name: str | None
-    version: int | None
-    digest: str
-    size: int
-    created: int
-    summary: Summary
+    Every one but `path` may raise CatalogUnavailable.
+    """
+
+    store: DirectoryStore
+    files: TieredFiles
+    catalog: Catalog
+    resolver: Resolver
+    trust: Trust
+    quarantine_bytes: int
+
+    @functools.cached_property
+    def uploads(self) -> Uploads:
+        """The uploads that are not published yet."""
+        return Uploads(self.store.root / "incoming" / UPLOADS)
+
+    def publish(self, path: Path, digest: str, draft: Draft, base: Base | None) -> Version:
+        """Take over a file from `store.new_upload`, and give it the next version of a name.
+
+        It is seen by nobody until everything else is durable: a crash or an error leaves at most a
+        file that no name stands for. The latest version's own digest keeps that version. base: what
+        it must fit, None for any. Raises InvalidFile (the file is quarantined then), BaseMismatch,
+        InvalidReference, InvalidDetails, UntrustedVector, CatalogConflict, StoreFull and
+        TierUnavailable.
+        """
+        name = plain_name(draft.name)
+        tags = tuple(parse_tag(tag) for tag in draft.tags)
+        header = self._validated(path, name, base)
+        details = merge_details(header.metadata, draft.details)
+        self.trust.check(name, digest, draft.signature)
+        facts = facts_of(digest, header)
+        self.catalog.claim(digest)
+        self.store.place(path, digest)
+        self.files.spread(digest)
+        version = self.catalog.publish(
+            Publication(name, facts, details, tags, draft.publisher, draft.signature)
+        )
+        self.resolver.changed()
+        return version
+
+    def publish_upload(self, upload: str, draft: Draft, base: Base | None) -> Version:
+        """`publish` an upload, which is gone afterwards.
+
+        It stays when the refusal is not the file's fault, so that it can be tried again. Raises
+        UploadNotFound, UploadMismatch, UploadLocked, and what `publish` raises.
+        """
+        path = self.store.new_upload()
+        with self.uploads.whole(upload) as whole:
+            try:
+                _link(whole, path)
+                version = self.publish(path, file_digest(path), draft, base)
+            except (InvalidFile, BaseMismatch):
+                self.uploads.discard(upload)
+                raise
+            finally:
+                path.unlink(missing_ok=True)
+            self.uploads.discard(upload)
+        return version
+
+    def version(self, reference: Reference) -> Version:
+        """What `reference` stands for now; raises VectorNotFound."""
+        return self.resolver.version(reference)
+
+    def resolve(self, reference: Reference) -> ResolvedVector:
+        """The same for a request that will use it; raises VectorNotFound, UntrustedVector."""
+        found = self.version(reference)
+        self.trust.check(found.name, found.digest, found.signature)
+        return ResolvedVector(found.name, found.version, found.digest, found.facts.base_fingerprint)
+
+    def find(self, query: Query) -> Page:
+        """A page of a listing."""
+        return self.catalog.find(query)
+
+    def update(self, reference: Reference, details: Details) -> Version:
+        """Say something else of a version; raises VectorNotFound, InvalidDetails."""
+        return self._told(self.catalog.update(reference, check_details(details)))
+
+    def tag(self, reference: Reference, tag: str) -> Version:
+        """Let a tag point at a version; raises VectorNotFound, InvalidReference."""
+        return self._told(self.catalog.tag(reference, parse_tag(tag)))
+
+    def untag(self, name: str, tag: str) -> None:
+        """Take a tag away; raises VectorNotFound, InvalidReference."""
+        self.catalog.untag(plain_name(name), parse_tag(tag))
+        self.resolver.changed()
+
+    def delete(self, reference: Reference) -> Deletion:
+        """Forget a name, or one version of it; raises VectorNotFound. Its file is `collect`'s."""
+        deletion = self.catalog.delete(reference)
+        self.resolver.changed()
+        return deletion
+
+    def path(self, wanted: Reference | str) -> Path:
+        """The file of a reference or digest, on this machine's disk.
+
+        Raises VectorNotFound, StoreFull, TierUnavailable.
+        """
+        digest = wanted if isinstance(wanted, str) else self.version(wanted).digest
+        return self.files.path(digest)
+
+    def collect(self, grace_s: float, dry_run: bool) -> Collected:
+        """Drop the files, from every tier, that no version or loadout needs.
+
+        Those placed within the last `grace_s` seconds stay.
+        """
+        return self.catalog.collect(self.store.files(), self.files.drop, grace_s, dry_run)
+
+    def close(self) -> None:
+        """Let go of files, threads and connections."""
+        self.resolver.close()
+        self.files.close()
+        self.catalog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _told(self, version: Version) -> Version:
+        self.resolver.changed()
+        return version
+
+    def _validated(self, path: Path, name: str, base: Base | None) -> FileHeader:
+        """The header of a sound file; a broken one is moved away, for the operator to see."""
+        shapes = None if base is None else base.shapes
+        fingerprint = None if base is None else base.fingerprint
+        try:
+            return validate_file(path, base_shapes=shapes, base_fingerprint=fingerprint)
+        except InvalidFile as error:
+            self._quarantine(path, name, error)
+            raise
+
+    def _quarantine(self, path: Path, name: str, error: InvalidFile) -> None:
+        reason = f"published as {name}: {type(error).__name__}: {error}"
+        try:
+            self.store.quarantine(path, reason, self.quarantine_bytes)
+        except OSError as trouble:
+            log.warning("a broken file cannot be quarantined (%s): %s", reason, trouble)
+
+
+def plain_name(text: str) -> str:
+    """`name` or `namespace/name`; raises InvalidReference for anything else."""
+    reference = Reference.parse(text)
+    if reference.path is None or reference.path != text:
+        raise InvalidReference(
+            f"{text[:MAX_ECHO]!r} must be name or namespace/name, without a version or digest"
+        )
+    return text
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the disk knows no second names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        with needing_room("the upload"):
+            shutil.copyfile(source, target)
+
+
+def open_vectors(
+    store: Path,
+    *,
+    database_url: str | None,
+    tiers: TierSettings,
+    trust: Path | None,
+    quarantine_bytes: int,
+) -> Vectors:
+    """Open or make the store at `store`; close it afterwards.
+
+    database_url: None for SQLite in the store's folder. trust: a policy's file, None for no policy.
+    quarantine_bytes: most of broken files. Raises CatalogUnavailable, InvalidConfig, OSError.
+    """
+    files = TieredFiles(store, tiers, with_memory=False)
+    catalog = Catalog(database_url or catalog_url(store))
+    resolver = Resolver(catalog, Changes(tiers.redis_url, tiers.redis_prefix))
+    return Vectors(files.store, files, catalog, resolver, Trust.load(trust), quarantine_bytes)

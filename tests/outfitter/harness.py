@@ -18,7 +18,9 @@ from outfitter.config import GatewayConfig
 from outfitter.deps import Hooks
 from outfitter.vectors import Base
 from taskvectors.format import write_vector
+from taskvectors.store.settings import TierSettings
 from taskvectors.vector import BaseInfo, DenseDelta, SparseDelta, TaskVector
+from tests import services
 
 FINGERPRINT = "b" * 64
 SHAPES = {"model.layers.0.mlp.up_proj.weight": (8, 4), "model.norm.weight": (4,)}
@@ -93,7 +95,11 @@ def running(
 
 
 def make_config(root: Path, **settings: object) -> GatewayConfig:
-    fields = {"max_upload_bytes": 2**16, "max_body_bytes": 2**16, **settings}
+    """A gateway of `root`; its state lies there, or on the servers that are given for tests."""
+    given = services.given(root)
+    redis = {key: given[key] for key in ("redis_url", "redis_prefix") if key in given}
+    state = {"database_url": given.get("database_url"), "tiers": TierSettings(**redis)}
+    fields = {"max_upload_bytes": 2**16, "max_body_bytes": 2**16, **state, **settings}
     return GatewayConfig(model=root / "model", name="base-model", store=root / "store", **fields)
 
 

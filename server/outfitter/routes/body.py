@@ -1,7 +1,7 @@
 """Reading a request's body within a limit of size and of patience."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -10,6 +10,7 @@ from outfitter.errors import ApiError
 PATIENCE_S = 30.0
 """How long the gateway waits for the next `MIN_PROGRESS_BYTES` of a body, or its end."""
 MIN_PROGRESS_BYTES = 16 * 2**10
+CHUNK_BYTES = 2**20
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -34,6 +35,23 @@ async def stream_body(request: Request, limit: int) -> AsyncIterator[bytes]:
             yield chunk
     except ClientDisconnect as error:
         raise ApiError(400, "the body ended early", "incomplete_body") from error
+
+
+async def receive(body: AsyncIterator[bytes], write: Callable[[bytearray], object]) -> None:
+    """Hand `body` to `write` in a thread, a megabyte at a time.
+
+    Where the body breaks off, what came before is handed over, too.
+    """
+    buffer = bytearray()
+    try:
+        async for chunk in body:
+            buffer += chunk
+            if len(buffer) >= CHUNK_BYTES:
+                piece, buffer = buffer, bytearray()
+                await asyncio.to_thread(write, piece)
+    finally:
+        if buffer:
+            await asyncio.to_thread(write, buffer)
 
 
 async def _paced(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -1,92 +1,182 @@
-"""The task vectors of this server: upload, list, look up, delete."""
+"""The task vectors of this server: publish, list, look up, change, delete."""
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 from fastapi import APIRouter, Request
+from starlette.datastructures import QueryParams
 
-from outfitter.deps import GatewayDep
+from outfitter.control.resolve import parse_body
+from outfitter.deps import Gateway, GatewayDep
 from outfitter.errors import ApiError
-from outfitter.routes.body import stream_body
-from outfitter.schemas import describe
-from taskvectors.spec import Reference
+from outfitter.routes.body import read_body, receive, stream_body
+from outfitter.schemas import (
+    changed_details,
+    check_known,
+    describe,
+    describe_deletion,
+    describe_row,
+    draft_of,
+    draft_of_query,
+    only,
+    required,
+)
+from outfitter.state.records import ORDERS, Query, Version
+from outfitter.state.uploads import write_all
+from outfitter.trust.licenses import normalize
+from outfitter.vectors import plain_name
+from taskvectors.spec import Reference, parse_tag
 
 router = APIRouter(prefix="/v1/task_vectors")
 
-CHUNK_BYTES = 2**20
-_RAW = "application/octet-stream"
+MAX_JSON_BYTES = 4 * 2**20
+"""Of a body that is not a file: a card and a signature fit."""
+MAX_LIMIT = 1000
+_FILE, _JSON = "application/octet-stream", "application/json"
+_TEXTS = {"q": "text"} | {
+    name: name for name in ("namespace", "name", "base", "tag", "label", "language", "after")
+}
+_LISTING = (*_TEXTS, "license", "order", "versions", "limit")
+_VERSIONS = ("latest", "all")
 
 
 @router.post("", status_code=201)
-async def upload(request: Request, gateway: GatewayDep) -> dict[str, object]:
-    """Take a task vector file: its bytes are the body, its name is `?name=`."""
-    name = _upload_name(request)
-    base = gateway.ready_base()
-    store = gateway.vectors.store
-    async with gateway.uploads:
-        path = await asyncio.to_thread(store.new_upload)
-        try:
-            body = stream_body(request, gateway.config.max_upload_bytes)
-            digest = await _receive(body, path)
-            taken = await asyncio.to_thread(gateway.vectors.take, path, digest, name, base)
-        finally:
-            await asyncio.to_thread(path.unlink, missing_ok=True)
-    return describe(taken)
+async def publish(request: Request, gateway: GatewayDep) -> dict[str, object]:
+    """Publish a file: the body is its bytes, or says what an upload shall be called."""
+    if "upload" in request.query_params:
+        return describe(await _publish_upload(request, gateway))
+    return describe(await _publish_body(request, gateway))
 
 
 @router.get("")
-async def list_all(gateway: GatewayDep) -> dict[str, object]:
-    """Every version of every name."""
-    entries = await asyncio.to_thread(gateway.vectors.entries)
-    return {"object": "list", "data": [describe(entry) for entry in entries]}
+async def find(request: Request, gateway: GatewayDep) -> dict[str, object]:
+    """A page of what is here: the latest version of each name, or all of them."""
+    page = await asyncio.to_thread(gateway.vectors.find, query_of(request.query_params))
+    return {
+        "object": "list",
+        "data": [describe_row(version) for version in page.versions],
+        "has_more": page.after is not None,
+        "after": page.after,
+    }
+
+
+@router.put("/{name:path}/tags/{tag}")
+async def put_tag(name: str, tag: str, request: Request, gateway: GatewayDep) -> dict[str, object]:
+    """Let a tag point at a version."""
+    body = parse_body(await read_body(request, MAX_JSON_BYTES))
+    check_known(body, ("version",))
+    number = required(body, "version", int, "3")
+    reference = Reference.parse(f"{plain_name(name)}@{number}")
+    return describe(await asyncio.to_thread(gateway.vectors.tag, reference, tag))
+
+
+@router.delete("/{name:path}/tags/{tag}")
+async def delete_tag(name: str, tag: str, gateway: GatewayDep) -> dict[str, object]:
+    """Take a tag away."""
+    await asyncio.to_thread(gateway.vectors.untag, name, tag)
+    return {"id": f"{name}@{tag}", "object": "tag", "deleted": True}
 
 
 @router.get("/{reference:path}")
 async def get_one(reference: str, gateway: GatewayDep) -> dict[str, object]:
     """The task vector that a reference stands for now."""
-    found = await asyncio.to_thread(gateway.vectors.entry, Reference.parse(reference))
-    return describe(found)
+    return describe(await asyncio.to_thread(gateway.vectors.version, Reference.parse(reference)))
+
+
+@router.patch("/{reference:path}")
+async def update(reference: str, request: Request, gateway: GatewayDep) -> dict[str, object]:
+    """Change what is said of a version; fields that are not given stay."""
+    changes = parse_body(await read_body(request, MAX_JSON_BYTES))
+    return describe(await asyncio.to_thread(_update, gateway, reference, changes))
 
 
 @router.delete("/{reference:path}")
 async def delete(reference: str, gateway: GatewayDep) -> dict[str, object]:
     """Remove a name, or one version of it."""
-    await asyncio.to_thread(gateway.vectors.store.remove, Reference.parse(reference))
-    return {"id": reference, "object": "task_vector", "deleted": True}
+    deletion = await asyncio.to_thread(gateway.vectors.delete, Reference.parse(reference))
+    return describe_deletion(reference, deletion)
 
 
-def _upload_name(request: Request) -> str:
-    kind = request.headers.get("content-type", _RAW).partition(";")[0].strip().lower()
-    if kind != _RAW:
-        message = f"unsupported content type {kind[:100]!r}; send the file's bytes as {_RAW}"
+def query_of(params: QueryParams) -> Query:
+    """The query of a listing; raises ApiError (400), InvalidReference, InvalidDetails."""
+    check_known(params.keys(), _LISTING, "query parameter")
+    given = {key: value for key in _LISTING if (value := only(params, key)) is not None}
+    order, versions = given.get("order", "name"), given.get("versions", _VERSIONS[0])
+    _choose("order", order.removeprefix("-"), ORDERS)
+    _choose("versions", versions, _VERSIONS)
+    if "tag" in given:
+        parse_tag(given["tag"])
+    return Query(
+        **{field: given[key] for key, field in _TEXTS.items() if key in given},
+        license=normalize(given["license"]) if "license" in given else None,
+        order=order,
+        every_version=versions == "all",
+        limit=limit_of(given.get("limit", "100")),
+    )
+
+
+def limit_of(text: str) -> int:
+    """The number of rows that is asked for; raises ApiError (400)."""
+    if text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= MAX_LIMIT:
+        return int(text)
+    message = f"limit must be 1 to {MAX_LIMIT}, not {text[:40]!r}"
+    raise ApiError(400, message, "invalid_parameter", "limit")
+
+
+def _choose(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        message = f"unknown {key} {value[:80]!r}; choose {', '.join(choices)}"
+        raise ApiError(400, message, "invalid_parameter", key)
+
+
+def _update(gateway: Gateway, reference: str, changes: dict[str, object]) -> Version:
+    parsed = Reference.parse(reference)
+    found = gateway.vectors.catalog.version(parsed)
+    pinned = Reference.parse(f"{found.name}@{found.version}")
+    return gateway.vectors.update(pinned, changed_details(found.details, changes))
+
+
+async def _publish_body(request: Request, gateway: Gateway) -> Version:
+    _check_content_type(request, _FILE)
+    draft = draft_of_query(request.query_params)
+    plain_name(draft.name)
+    base, store = gateway.ready_base(), gateway.vectors.store
+    async with gateway.uploads:
+        path = await asyncio.to_thread(store.new_upload)
+        try:
+            digest = await _write(request, gateway.config.max_upload_bytes, path)
+            return await asyncio.to_thread(gateway.vectors.publish, path, digest, draft, base)
+        finally:
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+
+
+async def _publish_upload(request: Request, gateway: Gateway) -> Version:
+    _check_content_type(request, _JSON)
+    check_known(request.query_params.keys(), ("upload",), "query parameter")
+    upload = only(request.query_params, "upload") or ""
+    draft = draft_of(parse_body(await read_body(request, MAX_JSON_BYTES)))
+    base = gateway.ready_base()
+    async with gateway.uploads:
+        return await asyncio.to_thread(gateway.vectors.publish_upload, upload, draft, base)
+
+
+def _check_content_type(request: Request, right: str) -> None:
+    kind = request.headers.get("content-type", right).partition(";")[0].strip().lower()
+    if kind != right:
+        what = "the file's bytes" if right == _FILE else "what the upload shall be called"
+        message = f"unsupported content type {kind[:100]!r}; send {what} as {right}"
         raise ApiError(415, message, "unsupported_media_type")
-    name = request.query_params.get("name")
-    if not name:
-        message = "name is required: POST /v1/task_vectors?name=<name>"
-        raise ApiError(400, message, "missing_name", "name")
-    reference = Reference.parse(name)
-    if reference.path is None or reference.path != name:
-        message = f"a name for an upload has no version or digest, unlike {name[:200]!r}"
-        raise ApiError(400, message, "invalid_reference", "name")
-    return name
 
 
-async def _receive(body: AsyncIterator[bytes], path: Path) -> str:
-    """Write the body to `path`, a megabyte at a time; returns the sha256 in hex."""
+async def _write(request: Request, limit: int, path: Path) -> str:
+    """Write the body to `path`; returns the sha256 in hex. Raises ApiError, StoreFull."""
     digest = hashlib.sha256()
-    buffer = bytearray()
-    with await asyncio.to_thread(path.open, "wb") as file:
+    with await asyncio.to_thread(path.open, "wb", buffering=0) as file:
 
-        def flush() -> None:
-            digest.update(buffer)
-            file.write(buffer)
-            buffer.clear()
+        def write(piece: bytearray) -> None:
+            digest.update(piece)
+            write_all(file.fileno(), piece)
 
-        async for chunk in body:
-            buffer += chunk
-            if len(buffer) >= CHUNK_BYTES:
-                await asyncio.to_thread(flush)
-        await asyncio.to_thread(flush)
+        await receive(stream_body(request, limit), write)
     return digest.hexdigest()

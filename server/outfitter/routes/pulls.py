@@ -1,0 +1,49 @@
+"""Publishing what lies elsewhere: only from where the operator allows it."""
+
+import asyncio
+
+from fastapi import APIRouter, Request
+
+from outfitter.control.resolve import parse_body
+from outfitter.deps import Gateway, GatewayDep
+from outfitter.routes.body import read_body
+from outfitter.schemas import describe, draft_of, required
+from outfitter.state.records import Version
+from outfitter.transfer.fetched import Fetched, no_progress
+from outfitter.transfer.sources import fetch
+from outfitter.vectors import Base, Draft, plain_name
+from taskvectors.format import file_digest
+
+router = APIRouter(prefix="/v1/task_vectors")
+
+MAX_JSON_BYTES = 4 * 2**20
+
+
+@router.post("/pulls", status_code=201)
+async def pull(request: Request, gateway: GatewayDep) -> dict[str, object]:
+    """Fetch a file from a source and publish it; answers when that is done."""
+    body = parse_body(await read_body(request, MAX_JSON_BYTES))
+    source = required(body, "source", str, '"s3://bucket/legal.safetensors"')
+    draft = draft_of(body, "source")
+    plain_name(draft.name)
+    base = gateway.ready_base()
+    async with gateway.uploads:
+        version, fetched = await asyncio.to_thread(_pull, gateway, source, draft, base)
+    return {**describe(version), "source": fetched.source, "revision": fetched.revision}
+
+
+def _pull(gateway: Gateway, source: str, draft: Draft, base: Base) -> tuple[Version, Fetched]:
+    config, vectors = gateway.config, gateway.vectors
+    path = vectors.store.new_upload()
+    try:
+        fetched = fetch(
+            source,
+            path,
+            limit=config.max_upload_bytes,
+            allowed=config.pull_from,
+            progress=no_progress,
+        )
+        told = draft.completed(fetched.details, fetched.signature)
+        return vectors.publish(path, file_digest(path), told, base), fetched
+    finally:
+        path.unlink(missing_ok=True)
