@@ -216,6 +216,8 @@ class ChildProcess:
                 f"the loadout was not composed within {self._config.compose_timeout_s:g} s; use"
                 f" fewer vectors, or {MERGE_ONCE}"
             ) from None
+        except RuntimeError:  # uvloop's, when the child is gone before it could be written to
+            answer = b""
         finally:
             if child.returncode is None:
                 with suppress(ProcessLookupError):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvloop
 
 from taskvectors.errors import (
     EngineUnavailable,
@@ -321,6 +322,31 @@ def test_a_child_process_that_fails_is_an_error_and_no_more(
             await child(tmp_path, command, **settings)(ties(digests))
 
     run(test)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_child_process_that_is_gone_before_it_was_told_is_an_error_and_no_more(
+    tmp_path: Path,
+    digests: list[str],
+    loop: Callable[[], asyncio.AbstractEventLoop],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM's loop, uvloop, has an error of its own for that."""
+    start = asyncio.create_subprocess_exec
+
+    async def start_and_lose(*args: Any, **options: Any) -> asyncio.subprocess.Process:
+        process = await start(*args, **options)
+        await process.wait()
+        return process
+
+    async def test() -> None:
+        with pytest.raises(EngineUnavailable, match="SIGKILL"):
+            await child(tmp_path, command)(ties(digests))
+
+    command = (sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(composer.asyncio, "create_subprocess_exec", start_and_lose)
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(asyncio.wait_for(test(), 60))
 
 
 class LoadingWorker:
