@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -33,6 +33,50 @@ MAX_NAME = 1024
 MAX_DIMS = 8
 MAX_NUMEL = 1 << 48
 LENGTH = struct.Struct("<Q")
+
+
+Bytes = bytes | memoryview
+
+
+class ByteSource(Protocol):
+    """What a container is read from: an open file, or a buffer in memory."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """As a file does."""
+        ...
+
+    def read(self, size: int = -1, /) -> Bytes:
+        """As a file does; a buffer need not copy."""
+        ...
+
+    def close(self) -> None:
+        """As a file does."""
+        ...
+
+
+class BufferSource:
+    """Reads a buffer without a copy; what it gives out is a view."""
+
+    def __init__(self, buffer: memoryview) -> None:
+        self._buffer = buffer.toreadonly().cast("B")
+        self._at = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Only from the start, or to the end."""
+        assert offset >= 0
+        assert whence == os.SEEK_SET or (whence == os.SEEK_END and offset == 0)
+        self._at = offset if whence == os.SEEK_SET else self._buffer.nbytes
+        return self._at
+
+    def read(self, size: int = -1, /) -> memoryview:
+        """A view of the next bytes; all of them by default."""
+        end = self._buffer.nbytes if size < 0 else self._at + size
+        data = self._buffer[self._at : end]
+        self._at += data.nbytes
+        return data
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +113,27 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def read_container(file: BinaryIO, max_header: int = MAX_HEADER) -> Container:
+def read_container(file: ByteSource, max_header: int = MAX_HEADER) -> Container:
     """Read and check the header of an open file; raises a subclass of InvalidFile."""
-    nbytes = os.fstat(file.fileno()).st_size
-    length = file.read(LENGTH.size)
+    nbytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    length = bytes(file.read(LENGTH.size))
     if len(length) < LENGTH.size:
         raise TruncatedFile(f"the file has {nbytes} bytes; a header needs at least 10")
     (size,) = LENGTH.unpack(length)
-    if size > max_header:
-        raise HeaderTooLarge(f"the header claims {size} bytes; at most {max_header} are allowed")
-    if size > nbytes - LENGTH.size:
-        raise TruncatedFile(f"the header claims {size} bytes; the file has {nbytes}")
+    check_header_size(size, nbytes, max_header)
     head = length + file.read(size)
     if len(head) != LENGTH.size + size:
         raise TruncatedFile(f"the header ends after {len(head)} of {LENGTH.size + size} bytes")
     return parse_container(head, nbytes)
+
+
+def check_header_size(size: int, nbytes: int, max_header: int = MAX_HEADER) -> None:
+    """Raise HeaderTooLarge, TruncatedFile where a header cannot be `size` bytes long."""
+    if size > max_header:
+        raise HeaderTooLarge(f"the header claims {size} bytes; at most {max_header} are allowed")
+    if size > nbytes - LENGTH.size:
+        raise TruncatedFile(f"the header claims {size} bytes; the file has {nbytes}")
 
 
 def parse_container(head: bytes, nbytes: int) -> Container:
@@ -103,7 +153,7 @@ def parse_container(head: bytes, nbytes: int) -> Container:
     return Container(ordered, metadata, nbytes, head)
 
 
-def read_bytes(file: BinaryIO, name: str, info: TensorInfo) -> bytes:
+def read_bytes(file: ByteSource, name: str, info: TensorInfo) -> Bytes:
     """The bytes of one tensor; raises TruncatedFile when the file shrank meanwhile."""
     file.seek(info.begin)
     data = file.read(info.nbytes)
@@ -112,7 +162,7 @@ def read_bytes(file: BinaryIO, name: str, info: TensorInfo) -> bytes:
     return data
 
 
-def as_array(data: bytes, info: TensorInfo) -> Array:
+def as_array(data: Bytes, info: TensorInfo) -> Array:
     """A read-only array over `data`."""
     return np.frombuffer(data, DTYPES[info.dtype]).reshape(info.shape)
 

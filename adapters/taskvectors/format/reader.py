@@ -3,9 +3,15 @@
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from typing import BinaryIO
 
-from taskvectors.container import as_array, open_regular, read_bytes, read_container
+from taskvectors.container import (
+    BufferSource,
+    ByteSource,
+    as_array,
+    open_regular,
+    read_bytes,
+    read_container,
+)
 from taskvectors.delta import Array, Delta, DenseDelta, LowRankDelta, Shape, SparseDelta
 from taskvectors.errors import ChecksumMismatch
 from taskvectors.format.exceptions import Exceptions
@@ -29,13 +35,15 @@ def read_header(path: StrPath) -> FileHeader:
         return parse_header(read_container(file))
 
 
-def read_vector(path: StrPath, *, expected_digest: str | None = None) -> TaskVector:
+def read_vector(source: StrPath | memoryview, *, expected_digest: str | None = None) -> TaskVector:
     """The whole vector, fully validated, without exceptions. Raises InvalidFile, OSError.
+
+    source: a file, or its bytes in memory, which the vector may go on using.
 
     With `expected_digest`, the header that the tensors' checksums come from is the very one that
     went into the digest, so a file that changes while it is read cannot slip through.
     """
-    with VectorReader(path, expected_digest=expected_digest) as reader:
+    with VectorReader(source, expected_digest=expected_digest) as reader:
         parameters = {name: reader.delta(name) for name in reader.header.parameters}
         return TaskVector(reader.header.base, parameters, reader.header.metadata)
 
@@ -43,11 +51,14 @@ def read_vector(path: StrPath, *, expected_digest: str | None = None) -> TaskVec
 class VectorReader:
     """An open task vector file, one parameter in memory at a time. A context manager.
 
-    Opening checks the header, and the digest if one is expected. Raises InvalidFile, OSError.
+    source: a file, or its bytes in memory. Opening checks the header, and the digest if one is
+    expected. Raises InvalidFile, OSError.
     """
 
-    def __init__(self, path: StrPath, *, expected_digest: str | None = None) -> None:
-        self._file = open_regular(path)
+    def __init__(self, source: StrPath | memoryview, *, expected_digest: str | None = None) -> None:
+        self._file: ByteSource = (
+            BufferSource(source) if isinstance(source, memoryview) else open_regular(source)
+        )
         try:
             container = read_container(self._file)
             self.header = parse_header(container)
@@ -128,21 +139,21 @@ def file_digest(path: StrPath) -> str:
         return _digest_of_rest(file, b"")
 
 
-def _check_digest(file: BinaryIO, head: bytes, expected: str) -> None:
+def _check_digest(file: ByteSource, head: bytes, expected: str) -> None:
     file.seek(len(head))
     actual = _digest_of_rest(file, head)
     if actual != expected:
         raise ChecksumMismatch(f"the file has digest {actual}, not {expected}")
 
 
-def _digest_of_rest(file: BinaryIO, head: bytes) -> str:
+def _digest_of_rest(file: ByteSource, head: bytes) -> str:
     digest = hashlib.sha256(head)
     while chunk := file.read(_CHUNK):
         digest.update(chunk)
     return digest.hexdigest()
 
 
-def _read_tensor(file: BinaryIO, header: FileHeader, name: str) -> Array:
+def _read_tensor(file: ByteSource, header: FileHeader, name: str) -> Array:
     info = header.tensors[name]
     data = read_bytes(file, name, info)
     actual = hashlib.sha256(data).hexdigest()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from taskvectors.durable import rename, replacing
 from taskvectors.errors import InvalidFile, VectorNotFound
-from taskvectors.format import FileHeader, file_digest
+from taskvectors.format import FileHeader, file_digest, read_header
 from taskvectors.spec import Loadout
 from taskvectors.store.directory import DirectoryStore
 from taskvectors.store.headers import HeaderCache
@@ -63,7 +63,8 @@ class ComposedStore:
 
     def header(self, digest: str) -> FileHeader:
         """Raises VectorNotFound, InvalidFile, OSError."""
-        return self._headers.read(self.path(digest))
+        path = self.path(digest)
+        return self._headers.get(digest, lambda: read_header(path))
 
     def find(self, key: str) -> str | None:
         """The digest of the file that was composed for `key`, now the most recently used."""

@@ -4,11 +4,13 @@ Blobs are read-only and appear by rename, so readers need no lock. Whoever chang
 blobs holds the lock file.
 """
 
+import errno
 import fcntl
 import hashlib
 import logging
 import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,11 +27,14 @@ from taskvectors.errors import (
     VectorInUse,
     VectorNotFound,
 )
-from taskvectors.format import FileHeader, file_digest, validate_file
+from taskvectors.format import FileHeader, file_digest, read_header, validate_file
 from taskvectors.spec import Reference
 from taskvectors.store.base import Entry, Resolved
 from taskvectors.store.headers import HeaderCache
 from taskvectors.store.names import Names
+from taskvectors.store.quarantine import BUDGET, Quarantine
+from taskvectors.store.room import needing_room
+from taskvectors.store.tier import StoredFile
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +55,18 @@ class DirectoryStore:
             folder.mkdir(parents=True, exist_ok=True)
         self._names = Names(self.root / "names")
         self._headers = HeaderCache()
+        self._quarantine = Quarantine(self.root / "quarantine")
         self._sweep_incoming()
 
     def add(self, path: str | os.PathLike[str]) -> str:
-        """Copy, then validate the copy; raises InvalidFile, OSError."""
+        """Copy, then validate the copy; raises InvalidFile, StoreFull, OSError."""
         temporary = self.new_upload()
         try:
-            digest = _copy(path, temporary)
-            validate_file(temporary)
-            with self._locked():
-                self._place(temporary, digest)
+            with needing_room("the file"):
+                digest = _copy(path, temporary)
+                validate_file(temporary)
+                with self._locked():
+                    self._place(temporary, digest)
         finally:
             with suppress(FileNotFoundError):
                 temporary.unlink()
@@ -68,6 +75,52 @@ class DirectoryStore:
     def new_upload(self) -> Path:
         """A fresh path in `incoming/`; what is left there for a day is swept."""
         return self._incoming / f"{uuid.uuid4().hex}.part"
+
+    def place(self, temp_path: Path, digest: str) -> Path:
+        """Take over a file from `new_upload`; return its place. An equal one there is as new.
+
+        Raises InvalidFile for a path not in `incoming/`, ChecksumMismatch for another digest,
+        StoreFull, OSError.
+        """
+        with needing_room(f"sha256:{_key(digest)}"):
+            self._check_upload(temp_path, _key(digest))
+            with self._locked():
+                return self._place(temp_path, _key(digest))
+
+    def discard(self, digest: str) -> None:
+        """Delete a file, whoever wants it; no file is as well. Raises OSError."""
+        with self._locked():
+            self._blob(_key(digest)).unlink(missing_ok=True)
+        self._headers.forget(_key(digest))
+
+    def files(self) -> Iterator[StoredFile]:
+        """Everything that is kept, in no useful order."""
+        for path in self._blobs.glob("*/*.safetensors"):
+            with suppress(FileNotFoundError):
+                status = path.lstat()
+                if _DIGEST.fullmatch(path.stem) and stat.S_ISREG(status.st_mode):
+                    yield StoredFile(path.stem, status.st_size, status.st_mtime)
+
+    def check(self, digest: str) -> bool:
+        """Whether the file still has its digest; a damaged one goes into quarantine.
+
+        Reads it whole. Raises OSError where it cannot be read and may be sound for all that.
+        """
+        blob = self._blob(_key(digest))
+        try:
+            inode = blob.lstat().st_ino
+            if (actual := _digest_on_disk(blob)) == _key(digest):
+                return True
+        except FileNotFoundError:
+            return False
+        with self._locked(), suppress(FileNotFoundError):
+            if blob.lstat().st_ino == inode:  # else it was healed meanwhile
+                self.quarantine(blob, f"it is damaged: {actual}")
+        return False
+
+    def quarantine(self, path: Path, reason: str, budget: int = BUDGET) -> None:
+        """Keep a file of this store that failed a check for a look, within `budget` bytes."""
+        self._quarantine.take(path, reason, budget)
 
     def adopt(self, temp_path: Path, digest: str) -> Path:
         """Raises InvalidFile for a path not in `incoming/`, ChecksumMismatch for a wrong digest."""
@@ -92,7 +145,8 @@ class DirectoryStore:
 
     def header(self, digest: str) -> FileHeader:
         """Remembers the headers that were asked for last, within a budget."""
-        return self._headers.read(self.path(digest))
+        path = self.path(digest)
+        return self._headers.get(_key(digest), lambda: read_header(path))
 
     def assign(self, name_path: str, digest: str) -> int:
         """Raises VectorNotFound, InvalidReference."""
@@ -190,8 +244,9 @@ class DirectoryStore:
     def _place(self, temporary: Path, digest: str) -> Path:
         """Under the lock: move a synced file to its blob; an equal one already there stays."""
         blob = self._blob(digest)
-        if blob.is_file() and not blob.is_symlink():
+        if _is_file_of(blob, temporary.stat().st_size):
             temporary.unlink()
+            os.utime(blob)
             return blob
         if not blob.parent.exists():
             blob.parent.mkdir()
@@ -222,6 +277,27 @@ def _key(digest: str) -> str:
     if match is None:
         raise VectorNotFound(f"{digest[:80]!r} is no digest; use 64 hex digits")
     return match[1]
+
+
+def _is_file_of(path: Path, nbytes: int) -> bool:
+    """Whether a file of this size is there; one of another size is damaged, and replaced."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == nbytes
+
+
+def _digest_on_disk(path: Path) -> str:
+    """The digest of a file, or why it has none. Raises OSError, but not for a bad sector."""
+    try:
+        return file_digest(path)
+    except InvalidFile as error:
+        return str(error)
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.ELOOP):
+            raise
+        return str(error.strerror)
 
 
 def _plain_name(name_path: str) -> Reference:
