@@ -44,7 +44,8 @@ def fetch(
         if got != digest:
             raise SourceFailed(f"{location} gave a file with digest {got}, not {digest}")
         card = web.document(f"{api}/{_path(exact)}/card") if about.get("has_card", True) else None
-        signature = web.document(f"{api}/{_path(exact)}/signature")
+        signed = about.get("is_signed", True)
+        signature = web.document(f"{api}/{_path(exact)}/signature") if signed else None
     return Fetched(
         source=f"{api.removesuffix('/'.join(('', *API)))}/{exact}",
         revision=f"sha256:{digest}",

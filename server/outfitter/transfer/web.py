@@ -46,7 +46,7 @@ class Web:
         for _ in range(MAX_REDIRECTS + 1):
             own = self._headers if _origin(url) == origin else {}
             sent = {"accept-encoding": "identity", **own, **(headers or {})}
-            with self._client.stream("GET", url, headers=sent) as response:
+            with contextlib.closing(self._send(url, sent)) as response:
                 if response.status_code not in _REDIRECTS:
                     yield response
                     return
@@ -76,6 +76,13 @@ class Web:
         if not isinstance(fields, dict):
             raise SourceFailed(f"{shown(url)} does not answer with a JSON object")
         return fields
+
+    def _send(self, url: str, headers: Mapping[str, str]) -> httpx.Response:
+        try:
+            request = self._client.build_request("GET", url, headers=headers)
+        except httpx.InvalidURL as error:
+            raise unreachable(url, error) from error
+        return self._client.send(request, stream=True)
 
     def _next(self, url: str, target: str) -> str:
         """Where a redirect leads; raises SourceFailed, SourceNotAllowed."""
