@@ -117,10 +117,27 @@ class Page:
 
 @dataclass(frozen=True)
 class Deletion:
-    """What a delete did. tombstones: versions that saved loadouts still refer to."""
+    """What a delete did. tombstones: versions that saved loadouts still refer to.
+
+    tags: those that went with their versions.
+    """
 
     deleted: tuple[tuple[str, int], ...]
     tombstones: tuple[tuple[str, int], ...]
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection did, or would do. digests: of the files dropped, nbytes in all.
+
+    kept: files that are needed, or too young. failed: digests that could not be dropped wholly.
+    """
+
+    digests: tuple[str, ...]
+    nbytes: int
+    kept: int
+    failed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,198 @@
+"""The catalog's tables. Names and digests compare byte by byte in every database."""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+MAX_PART = 96
+MAX_PATH = 2 * MAX_PART + 1
+_BIG_KEY = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER counts up by itself there
+_LATEST: dict[str, Any] = {
+    "sqlite_where": text("is_latest = 1"),
+    "postgresql_where": text("is_latest"),
+}
+
+
+def _exact(length: int) -> String:
+    """Text whose order is that of its bytes, whatever the language of the database."""
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
+
+
+class Base(DeclarativeBase):
+    """All tables."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class GenerationRow(Base):
+    """One row. Whoever changes an answer counts it up first, and so waits for the one before."""
+
+    __tablename__ = "generation"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    value: Mapped[int] = mapped_column(BigInteger)
+
+
+class NameRow(Base):
+    """A name that has or had versions. key: its path in lower case. path: as it was published."""
+
+    __tablename__ = "names"
+    __table_args__ = (Index(None, "namespace", "key"),)
+    key: Mapped[str] = mapped_column(_exact(MAX_PATH), primary_key=True)
+    namespace: Mapped[str] = mapped_column(_exact(MAX_PART))
+    path: Mapped[str] = mapped_column(_exact(MAX_PATH))
+    next_version: Mapped[int] = mapped_column(Integer)
+
+
+class VersionRow(Base):
+    """A version, or the tombstone of one.
+
+    search: what text is looked for in, folded. is_latest: the newest of its name that is not
+    deleted.
+    """
+
+    __tablename__ = "versions"
+    __table_args__ = (
+        UniqueConstraint("key", "number"),
+        Index("uq_versions_latest", "key", unique=True, **_LATEST),
+        Index("ix_versions_latest_created", "created", "id", **_LATEST),
+        Index("ix_versions_latest_downloads", "downloads", "id", **_LATEST),
+        Index("ix_versions_latest_size", "size", "id", **_LATEST),
+        Index(None, "created", "id"),
+        Index(None, "downloads", "id"),
+        Index(None, "size", "id"),
+    )
+    id: Mapped[int] = mapped_column(_BIG_KEY, primary_key=True)
+    key: Mapped[str] = mapped_column(_exact(MAX_PATH), ForeignKey("names.key"))
+    number: Mapped[int] = mapped_column(Integer)
+    digest: Mapped[str] = mapped_column(_exact(64), index=True)
+    is_latest: Mapped[bool]
+    deleted: Mapped[bool] = mapped_column(default=False)
+    created: Mapped[int] = mapped_column(BigInteger)
+    publisher: Mapped[str | None] = mapped_column(String(512))
+    downloads: Mapped[int] = mapped_column(BigInteger, default=0)
+    signature: Mapped[str | None] = mapped_column(Text)
+    size: Mapped[int] = mapped_column(BigInteger)
+    base_name: Mapped[str | None] = mapped_column(_exact(1024), index=True)
+    base_fingerprint: Mapped[str | None] = mapped_column(_exact(128), index=True)
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    nnz: Mapped[int] = mapped_column(BigInteger)
+    numel: Mapped[int] = mapped_column(BigInteger)
+    method: Mapped[str | None] = mapped_column(String(256))
+    license: Mapped[str | None] = mapped_column(_exact(1024), index=True)
+    description: Mapped[str | None] = mapped_column(Text)
+    card: Mapped[str | None] = mapped_column(Text)
+    search: Mapped[str] = mapped_column(Text)
+
+    name: Mapped[NameRow] = relationship(lazy="raise", viewonly=True)
+    labels: Mapped[list["LabelRow"]] = relationship(
+        lazy="raise", order_by="LabelRow.position", cascade="all, delete-orphan"
+    )
+    languages: Mapped[list["LanguageRow"]] = relationship(
+        lazy="raise", order_by="LanguageRow.position", cascade="all, delete-orphan"
+    )
+    tags: Mapped[list["TagRow"]] = relationship(lazy="raise", order_by="TagRow.tag", viewonly=True)
+
+
+class LabelRow(Base):
+    """A label of a version."""
+
+    __tablename__ = "labels"
+    version_id: Mapped[int] = mapped_column(
+        ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[int] = mapped_column(Integer, primary_key=True)
+    text: Mapped[str] = mapped_column(_exact(256), index=True)
+
+
+class LanguageRow(Base):
+    """A language of a version."""
+
+    __tablename__ = "languages"
+    version_id: Mapped[int] = mapped_column(
+        ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[int] = mapped_column(Integer, primary_key=True)
+    text: Mapped[str] = mapped_column(_exact(64), index=True)
+
+
+class TagRow(Base):
+    """A tag of a name. `latest` is not among them: it is computed."""
+
+    __tablename__ = "tags"
+    __table_args__ = (Index(None, "tag"),)
+    key: Mapped[str] = mapped_column(_exact(MAX_PATH), ForeignKey("names.key"), primary_key=True)
+    tag: Mapped[str] = mapped_column(_exact(64), primary_key=True)
+    version_id: Mapped[int] = mapped_column(
+        ForeignKey("versions.id", ondelete="CASCADE"), index=True
+    )
+
+
+class FileRow(Base):
+    """A file that was claimed or collected; its row is the lock of its fate.
+
+    claimed: Unix time of the last claim, seconds. collected: dropped, and not claimed since.
+    """
+
+    __tablename__ = "files"
+    digest: Mapped[str] = mapped_column(_exact(64), primary_key=True)
+    claimed: Mapped[float] = mapped_column(Double)
+    collected: Mapped[bool]
+
+
+class LoadoutNameRow(Base):
+    """A name that has or had saved loadouts. key: its path in lower case."""
+
+    __tablename__ = "loadout_names"
+    key: Mapped[str] = mapped_column(_exact(MAX_PATH), primary_key=True)
+    path: Mapped[str] = mapped_column(_exact(MAX_PATH))
+    next_version: Mapped[int] = mapped_column(Integer)
+
+
+class LoadoutRow(Base):
+    """A saved loadout. request: JSON."""
+
+    __tablename__ = "loadouts"
+    __table_args__ = (
+        UniqueConstraint("key", "number"),
+        Index("uq_loadouts_latest", "key", unique=True, **_LATEST),
+    )
+    id: Mapped[int] = mapped_column(_BIG_KEY, primary_key=True)
+    key: Mapped[str] = mapped_column(_exact(MAX_PATH), ForeignKey("loadout_names.key"))
+    number: Mapped[int] = mapped_column(Integer)
+    is_latest: Mapped[bool]
+    digest: Mapped[str] = mapped_column(_exact(64), index=True)
+    canonical: Mapped[str] = mapped_column(Text)
+    request: Mapped[str] = mapped_column(Text)
+    created: Mapped[int] = mapped_column(BigInteger)
+    publisher: Mapped[str | None] = mapped_column(String(512))
+
+    name: Mapped[LoadoutNameRow] = relationship(lazy="raise", viewonly=True)
+
+
+class LoadoutVectorRow(Base):
+    """A file that a saved loadout refers to."""
+
+    __tablename__ = "loadout_vectors"
+    loadout_id: Mapped[int] = mapped_column(
+        ForeignKey("loadouts.id", ondelete="CASCADE"), primary_key=True
+    )
+    digest: Mapped[str] = mapped_column(_exact(64), primary_key=True, index=True)
