@@ -6,13 +6,23 @@ import typer
 from typer.core import TyperGroup
 
 from outfitter.client import GatewayError
-from outfitter.commands import export, files, imports, interference, merge, serve, vectors
+from outfitter.commands import (
+    export,
+    files,
+    imports,
+    interference,
+    merge,
+    serve,
+    transfers,
+    vectors,
+)
 from outfitter.commands.console import printable
 from outfitter.config import InvalidConfig
+from outfitter.errors import ApiError
 from taskvectors import __version__
 from taskvectors.errors import TaskVectorError
 
-EXPECTED = (TaskVectorError, InvalidConfig, GatewayError, OSError)
+EXPECTED = (TaskVectorError, InvalidConfig, GatewayError, ApiError, OSError)
 """What a person can mend: told in one line, without a traceback."""
 
 
@@ -43,8 +53,13 @@ app.command()(files.inspect)
 app.command()(interference.interference)
 app.command()(merge.merge)
 app.command()(export.export)
-app.command()(vectors.push)
+app.command()(transfers.push)
+app.command()(transfers.pull)
 app.command("list")(vectors.list_vectors)
+app.command()(vectors.search)
+app.command()(vectors.show)
+app.command()(vectors.tag)
+app.command()(vectors.untag)
 app.command()(vectors.delete)
 
 

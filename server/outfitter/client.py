@@ -1,84 +1,131 @@
 """A client of the gateway's own routes, for the command line."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
-from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import quote
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
 
-import aiohttp
+import httpx
 
-CHUNK_BYTES = 2**20
-T = TypeVar("T")
+from outfitter.errors import shorten
+
+MAX_ANSWER = 64 << 20
+"""Bytes of an answer that is read."""
+TIMEOUT = httpx.Timeout(60, connect=10, read=900)
+"""Seconds; publishing a large file takes long to answer."""
 
 
 class GatewayError(Exception):
     """The gateway cannot be reached, or said no."""
 
 
+class Unreachable(GatewayError):
+    """The connection failed or broke."""
+
+
+class GatewayRefused(GatewayError):
+    """The gateway answered with an error. status: HTTP's; code: the gateway's own."""
+
+    def __init__(self, message: str, status: int, code: str | None) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
 class GatewayClient:
-    """Speaks to the gateway at `url`; each call opens its own connection."""
+    """Speaks to the gateway at `url`, a context manager. Every method raises GatewayError."""
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/") + "/v1/task_vectors"
+        self.url = url.rstrip("/")
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise GatewayError(f"unsupported --url {url!r}; use http://host:8000 or https://host")
+        self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False)
 
-    def push(self, file: Path, name: str, progress: Callable[[int], None]) -> dict[str, Any]:
-        """Upload a file; `progress` is told the bytes of each step."""
-        return _run(self._push(file, file.stat().st_size, name, progress))
+    def __enter__(self) -> Self:
+        return self
 
-    def entries(self) -> list[dict[str, Any]]:
-        """Every task vector of the server."""
-        answer = _run(self._request("GET", self._url))
-        return list(answer["data"])
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def find(self, query: Mapping[str, str | int]) -> dict[str, Any]:
+        """A page of the listing."""
+        return self.json("GET", "/v1/task_vectors", params=dict(query))
+
+    def show(self, reference: str) -> dict[str, Any]:
+        """What a reference stands for."""
+        return self.json("GET", _path(reference))
+
+    def card(self, reference: str) -> str:
+        """Its card; raises GatewayRefused where there is none."""
+        return self.request("GET", f"{_path(reference)}/card").content.decode(errors="replace")
+
+    def tag(self, reference: str, tag: str) -> dict[str, Any]:
+        """Let a tag point at what a reference stands for now."""
+        found = self.show(reference)
+        path = f"{_path(str(found.get('name')))}/tags/{quote(tag, safe='')}"
+        return self.json("PUT", path, json={"version": found.get("version")})
+
+    def untag(self, name: str, tag: str) -> dict[str, Any]:
+        """Take a tag away."""
+        return self.json("DELETE", f"{_path(name)}/tags/{quote(tag, safe='')}")
 
     def delete(self, reference: str) -> dict[str, Any]:
-        """Remove what `reference` names."""
-        return _run(self._request("DELETE", f"{self._url}/{quote(reference, safe='/@:')}"))
+        """Remove what a reference names."""
+        return self.json("DELETE", _path(reference))
 
-    async def _push(
-        self, file: Path, size: int, name: str, progress: Callable[[int], None]
-    ) -> dict[str, Any]:
-        return await self._request(
-            "POST",
-            self._url,
-            params={"name": name},
-            data=_read(file, progress),
-            headers={"content-type": "application/octet-stream", "content-length": str(size)},
-            expect100=True,
-        )
+    def json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """The JSON object that is answered."""
+        fields = _object(self.request(method, path, **options).content)
+        if fields is None:
+            raise GatewayError(f"{self.url} does not answer as a gateway: no JSON object")
+        return fields
 
-    async def _request(self, method: str, url: str, **options: Any) -> dict[str, Any]:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """A good answer, read whole."""
+        with (
+            self._reaching(),
+            self._client.stream(method, self.url + path, **options) as response,
+        ):
+            body = bytearray()
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > MAX_ANSWER:
+                    raise GatewayError(f"{self.url} answers with more than {MAX_ANSWER} bytes")
+            status, headers = response.status_code, response.headers
+        if not 200 <= status < 300:
+            raise _refusal(status, bytes(body))
+        headers.pop("content-encoding", None)  # it is decoded
+        return httpx.Response(status, headers=headers, content=bytes(body))
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
         try:
-            async with (
-                aiohttp.ClientSession(timeout=timeout) as session,
-                session.request(method, url, **options) as response,
-            ):
-                return _answer(response.status, await response.read())
-        except (aiohttp.ClientError, ValueError, OSError) as error:
-            cause = getattr(error, "os_error", error)
-            raise GatewayError(f"cannot reach the gateway at {url}: {cause}") from error
+            yield
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            raise Unreachable(f"cannot reach the gateway at {self.url}: {error}") from error
 
 
-def _answer(status: int, body: bytes) -> dict[str, Any]:
+def _path(reference: str) -> str:
+    return f"/v1/task_vectors/{quote(reference, safe='/@:')}"
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
     try:
         fields = json.loads(body)
-    except ValueError:
-        fields = {}
-    if status < 400 and isinstance(fields, dict):
-        return fields
-    error = fields.get("error") if isinstance(fields, dict) else None
-    message = error.get("message") if isinstance(error, dict) else body[:200].decode("latin-1")
-    raise GatewayError(f"the gateway answered {status}: {message}")
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
 
 
-async def _read(file: Path, progress: Callable[[int], None]) -> AsyncIterator[bytes]:
-    with file.open("rb") as handle:
-        while chunk := await asyncio.to_thread(handle.read, CHUNK_BYTES):
-            yield chunk
-            progress(len(chunk))
-
-
-def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(coroutine)
+def _refusal(status: int, body: bytes) -> GatewayRefused:
+    error = (_object(body) or {}).get("error")
+    told = error if isinstance(error, dict) else {}
+    message = told.get("message")
+    text = message if isinstance(message, str) else body[:200].decode(errors="replace")
+    code = told.get("code")
+    return GatewayRefused(
+        shorten(f"the gateway answered {status}: {text}"),
+        status,
+        code if isinstance(code, str) else None,
+    )

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -154,8 +155,7 @@ def extract(
         "index": index,
         "license": license,
     }
-    _check_folders(base, finetuned)
-    report = _run(base, finetuned, out_file, {"method": _method(method, lossless), **options})
+    report = write_difference(base, finetuned, out_file, method, lossless, options)
     header = read_header(out_file)
     if as_json:
         typer.echo(json.dumps(report_as_json(report, header), indent=2))
@@ -213,8 +213,20 @@ def print_file(path: Path, digest: str, nbytes: int) -> None:
     out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _run(base: Path, finetuned: Path, out_file: Path, options: dict[str, Any]) -> ExtractReport:
-    """Extract with a bar; what the library refuses is told in the words of the command line."""
+def write_difference(
+    base: Path,
+    finetuned: Path,
+    out_file: Path,
+    method: str | None,
+    lossless: bool,
+    options: Mapping[str, Any],
+) -> ExtractReport:
+    """Extract with a bar; what the library refuses is told in the words of the command line.
+
+    Raises InvalidConfig, IncompatibleCheckpoints, InvalidCheckpoint, OSError.
+    """
+    _check_folders(base, finetuned)
+    chosen = {"method": _method(method, lossless), **options}
     with byte_progress() as bar:
         task = bar.add_task("reading", total=None)
 
@@ -222,7 +234,7 @@ def _run(base: Path, finetuned: Path, out_file: Path, options: dict[str, Any]) -
             bar.update(task, completed=done, total=total, description=escape(printable(what)))
 
         try:
-            return run(base, finetuned, out_file, progress=show, allow_empty=False, **options)
+            return run(base, finetuned, out_file, progress=show, allow_empty=False, **chosen)
         except InvalidExtraction as error:
             raise InvalidConfig(_spelled(str(error))) from error
 

@@ -1,0 +1,245 @@
+"""`outfitter push` and `pull`: task vectors to a gateway or a store, and from other places."""
+
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from outfitter.commands import files
+from outfitter.commands.console import byte_progress, err, printable
+from outfitter.commands.places import Place, StoreOption, UrlOption, open_place
+from outfitter.commands.vectors import print_published
+from outfitter.config import InvalidConfig, parse_size
+from outfitter.transfer.fetched import Fetched
+from outfitter.transfer.sources import fetch
+from outfitter.trust import signatures
+from taskvectors.durable import rename
+from taskvectors.exchange.peft_folder import CONFIG
+from taskvectors.format import file_digest, validate_file
+
+MAX_CARD = 1 << 20
+"""Bytes of a card that is read from a file."""
+
+NameOption = Annotated[str, typer.Option(help="What requests will call it.")]
+TagsOption = Annotated[
+    list[str] | None, typer.Option("--tag", help="Points at this version from now on; repeatable.")
+]
+ExtractionOption = Annotated[
+    Path | None, typer.Option(help="The base's folder: with --finetuned, or for an adapter.")
+]
+
+
+def push(
+    name: NameOption,
+    source: Annotated[
+        Path | None, typer.Argument(help="A task vector file, or the folder of a PEFT adapter.")
+    ] = None,
+    base: ExtractionOption = None,
+    finetuned: Annotated[
+        Path | None,
+        typer.Option(help="Instead of a source: a fine-tuned checkpoint, to subtract --base from."),
+    ] = None,
+    tag: TagsOption = None,
+    license: Annotated[str | None, typer.Option(help="An SPDX expression.")] = None,
+    language: Annotated[list[str] | None, typer.Option(help="Such as en; repeatable.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="To be found by; repeatable.")] = None,
+    description: Annotated[str | None, typer.Option(help="A sentence.")] = None,
+    card: Annotated[Path | None, typer.Option(help="A README.md with the Hub's fields.")] = None,
+    signature: Annotated[
+        Path | None,
+        typer.Option(help="Of the file, by `outfitter sign`.", show_default="SOURCE.sig, if any"),
+    ] = None,
+    sign_key: Annotated[Path | None, typer.Option(help="A private key, to sign it now.")] = None,
+    method: files.MethodOption = None,
+    lossless: files.LosslessOption = False,
+    density: files.DensityOption = None,
+    scope: files.ScopeOption = None,
+    seed: files.SeedOption = None,
+    epsilon: files.EpsilonOption = None,
+    gamma: files.GammaOption = None,
+    rank: files.RankOption = None,
+    energy: files.EnergyOption = None,
+    dtype: files.DtypeOption = None,
+    index: files.IndexOption = "auto",
+    url: UrlOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Publish a task vector under a name, on a gateway or in a store.
+
+    From a file, from a PEFT adapter (LoRA or SHiRA), or from a pair of
+    checkpoints (--base, --finetuned, and the options of `outfitter extract`).
+
+    A push that was interrupted goes on where it stopped when it is run again.
+    """
+    extraction = {"density": density, "scope": scope, "seed": seed, "epsilon": epsilon}
+    extraction |= {"gamma": gamma, "rank": rank, "energy": energy}
+    given = [*extraction.values(), method, lossless or None]
+    if finetuned is None and any(value is not None for value in given):
+        raise InvalidConfig("the options of an extraction need --base and --finetuned")
+    extraction |= {"value_dtype": dtype, "index": index, "license": None}
+    if signature is not None and sign_key is not None:
+        raise InvalidConfig("--signature and --sign-key exclude each other; choose one")
+    details = {"license": license, "description": description, "card": _card(card)}
+    lists = {"tags": tag, "languages": language, "labels": label}
+    with (
+        open_place(url, store) as place,
+        _file_of(
+            source,
+            base,
+            finetuned,
+            dtype,
+            lambda target: files.write_difference(
+                _folder(base), _folder(finetuned), target, method, lossless, extraction
+            ),
+        ) as file,
+    ):
+        draft = {"name": name, **details, **{key: value or [] for key, value in lists.items()}}
+        draft["signature"] = _signature(file, signature, sign_key)
+        _publish(place, file, draft)
+
+
+def pull(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="hf://owner/repo[@revision][/file], https://host/namespace/name@3,"
+            " outfitter://host/name, s3://…, gs://…, file:///… or oci:folder[:tag]."
+        ),
+    ],
+    out_file: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The task vector file to write.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Publish it under this name instead.")] = None,
+    tag: TagsOption = None,
+    max_bytes: Annotated[str, typer.Option(help="Largest file to accept.")] = "64GiB",
+    url: UrlOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Fetch a task vector from somewhere else, to a file or under a name.
+
+    What its source says of it (licence, card, signature, …) is published too.
+    """
+    if (out_file is None) == (name is None):
+        raise InvalidConfig("say where to: either --out FILE, or --name NAME to publish it")
+    limit = parse_size(max_bytes)
+    if name is None:
+        assert out_file is not None
+        if tag or url or store:
+            raise InvalidConfig("--tag, --url and --store are for --name")
+        _pull_to_file(source, out_file, limit)
+        return
+    with open_place(url, store) as place, tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "pulled.safetensors"
+        fetched = _fetch(source, file, limit)
+        details = {key: value for key, value in asdict(fetched.details).items() if value}
+        lists = {key: list(details.get(key, ())) for key in ("languages", "labels")}
+        draft = {**details, **lists, "name": name, "tags": tag or []}
+        _publish(place, file, {**draft, "signature": fetched.signature})
+
+
+def _pull_to_file(source: str, out_file: Path, limit: int) -> None:
+    """The file appears when it is whole and sound."""
+    temporary = out_file.with_name(f".{out_file.name[:100]}.{uuid.uuid4().hex}.part")
+    try:
+        fetched = _fetch(source, temporary, limit)
+        validate_file(temporary)
+        rename(temporary, out_file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if fetched.signature:
+        signed = out_file.with_name(f"{out_file.name}.sig")
+        signed.write_text(fetched.signature, "utf-8")
+    files.print_file(out_file, file_digest(out_file), out_file.stat().st_size)
+
+
+def _fetch(source: str, target: Path, limit: int) -> Fetched:
+    with byte_progress() as bar:
+        task = bar.add_task("pulling", total=None)
+
+        def show(step: int, total: int | None) -> None:
+            bar.update(task, advance=step, total=total)
+
+        fetched = fetch(source, target, limit=limit, allowed=None, progress=show)
+    revision = f" at {fetched.revision}" if fetched.revision else ""
+    line = f"pulled {fetched.source}{revision}"
+    err.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+    return fetched
+
+
+def _publish(place: Place, file: Path, draft: Mapping[str, object]) -> None:
+    with byte_progress() as bar:
+        task = bar.add_task("pushing", total=file.stat().st_size)
+        answer = place.push(file, draft, lambda step: bar.advance(task, step))
+    print_published(answer)
+
+
+@contextmanager
+def _file_of(
+    source: Path | None,
+    base: Path | None,
+    finetuned: Path | None,
+    dtype: str | None,
+    extract: Callable[[Path], Any],
+) -> Iterator[Path]:
+    """The task vector file that is meant, made where it is not one yet; raises InvalidConfig."""
+    if (source is None) == (finetuned is None):
+        raise InvalidConfig("name a file or an adapter's folder, or --base and --finetuned")
+    if source is not None and not source.is_dir():
+        if base is not None or dtype is not None:
+            raise InvalidConfig("--base and --dtype are for adapters and checkpoints, not files")
+        if not source.is_file():
+            raise InvalidConfig(f"there is no file {source}")
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "vector.safetensors"
+        if source is None:
+            extract(target)
+        else:
+            _import(source, target, base, dtype)
+        yield target
+
+
+def _import(source: Path, target: Path, base: Path | None, dtype: str | None) -> None:
+    from taskvectors.exchange import import_adapter
+
+    if not (source / CONFIG).is_file():
+        raise InvalidConfig(
+            f"{source} has no {CONFIG}; push a checkpoint with --base BASE --finetuned {source}"
+        )
+    files.check_float_dtype(dtype)
+    import_adapter(source, target, base_dir=base, value_dtype=dtype)
+
+
+def _folder(folder: Path | None) -> Path:
+    if folder is None:
+        raise InvalidConfig("--finetuned needs --base, the folder of what was fine-tuned")
+    return folder
+
+
+def _card(path: Path | None) -> str | None:
+    """Raises InvalidConfig."""
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_CARD + 1)
+        if len(text) <= MAX_CARD:
+            return text.decode()
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(f"cannot read --card {path}: {error}") from error
+    raise InvalidConfig(f"--card {path} has more than {MAX_CARD} bytes")
+
+
+def _signature(file: Path, given: Path | None, key: Path | None) -> str | None:
+    """Given, made now, or beside the file; raises InvalidConfig."""
+    if key is not None:
+        return signatures.sign(file, key)
+    beside = file.with_name(f"{file.name}.sig")
+    found = given or (beside if beside.is_file() else None)
+    return None if found is None else signatures.read_bundle(found)
