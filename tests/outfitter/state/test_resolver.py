@@ -283,20 +283,24 @@ def test_no_answer_is_later_than_the_bound(catalog: StandIn, seed: int) -> None:
                 late.append(f"{found} at {arrived}, but {known} was known")
             time.sleep(0.001)
 
+    def write(number: int) -> None:
+        catalog.is_away = rng.random() < 0.1
+        catalog.commit(STABLE, version_of(number))
+        committed.append((time.monotonic(), number))
+        if not catalog.is_away and rng.random() < 0.5:
+            replicas[0].changed()
+            eventually(lambda: answers(replicas[0], STABLE))
+            assert replicas[0].version(STABLE).version == number
+
     with ThreadPoolExecutor() as pool:
         for replica in replicas * 3:
             pool.submit(read, replica)
-        for number in range(2, 40):
-            catalog.is_away = rng.random() < 0.1
-            catalog.commit(STABLE, version_of(number))
-            committed.append((time.monotonic(), number))
-            if not catalog.is_away and rng.random() < 0.5:
-                replicas[0].changed()
-                while not answers(replicas[0], STABLE):
-                    time.sleep(0.01)
-                assert replicas[0].version(STABLE).version == number
-            time.sleep(rng.choice((0.0, 0.05, 0.2)))
-        stop.set()
+        try:
+            for number in range(2, 40):
+                write(number)
+                time.sleep(rng.choice((0.0, 0.05, 0.2)))
+        finally:
+            stop.set()
     for replica in replicas:
         replica.close()
     assert late == []
