@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.datastructures import QueryParams
 
@@ -130,12 +130,12 @@ def draft_of_query(params: QueryParams) -> Draft:
 def changed_details(details: Details, changes: Mapping[str, object]) -> Details:
     """`details` with what the body of a PATCH gives; null takes away. Raises ApiError (400)."""
     check_known(changes, DETAILS)
-    lists = {name: _texts(changes, name) for name in _LISTS if name in changes}
-    texts = {name: value for name, value in changes.items() if name not in _LISTS}
-    for name, value in texts.items():
-        if not isinstance(value, str | None):
+    given: dict[str, Any] = {}
+    for name, value in changes.items():
+        if name not in _LISTS and not isinstance(value, str | None):
             raise _wrong(name, "a string", value)
-    return replace(details, **lists, **texts)
+        given[name] = _texts(changes, name) if name in _LISTS else value
+    return replace(details, **given)
 
 
 def only(params: QueryParams, key: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 import socket
 import sys
 import threading
@@ -16,8 +17,8 @@ import uvicorn
 from outfitter.app import create_app
 from outfitter.config import GatewayConfig
 from outfitter.deps import Hooks
-from outfitter.vectors import Base
-from taskvectors.format import write_vector
+from outfitter.vectors import Base, Draft, Vectors, open_vectors
+from taskvectors.format import file_digest, write_vector
 from taskvectors.store.settings import TierSettings
 from taskvectors.vector import BaseInfo, DenseDelta, SparseDelta, TaskVector
 from tests import services
@@ -120,6 +121,25 @@ def push(client: httpx.Client, file: Path, name: str) -> dict:
     response = client.post("/v1/task_vectors", params={"name": name}, content=file.read_bytes())
     assert response.status_code == 201, response.text
     return response.json()
+
+
+def opened(config: GatewayConfig) -> Vectors:
+    """The state of a gateway, without one."""
+    return open_vectors(
+        config.store,
+        database_url=config.database_url,
+        tiers=config.tiers,
+        trust=config.trust,
+        quarantine_bytes=config.quarantine_bytes,
+    )
+
+
+def publish(config: GatewayConfig, file: Path, name: str) -> str:
+    """Publish a file past the gateway, for any base; returns its digest."""
+    with opened(config) as vectors:
+        path = vectors.store.new_upload()
+        shutil.copyfile(file, path)
+        return vectors.publish(path, file_digest(path), Draft(name), None).digest
 
 
 def free_port() -> int:

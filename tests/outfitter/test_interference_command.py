@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from taskvectors.interference import ADVICE, compare
-from taskvectors.store import DirectoryStore
-from tests.outfitter.harness import make_vector
+from tests.outfitter.harness import make_config, make_vector, publish
 from tests.outfitter.test_cli import fails, invoke
 
 
@@ -62,8 +61,7 @@ def test_json_is_that_of_the_library(files: dict[str, Path], flags: tuple[str, .
 
 def test_references_are_looked_up_in_a_store(files: dict[str, Path], tmp_path: Path) -> None:
     """Beside files; the names are those that were given."""
-    store = DirectoryStore(tmp_path / "store")
-    store.assign("acme/legal", store.add(files["legal"]))
+    publish(make_config(tmp_path), files["legal"], "acme/legal")
     arguments = (files["json"], "acme/legal@1", "--store", tmp_path / "store", "--json")
     found = json.loads(invoke("interference", *arguments).stdout)
     assert [vector["name"] for vector in found["vectors"]] == ["json", "acme/legal@1"]
@@ -95,7 +93,7 @@ def test_mistakes_are_told_in_one_line(files: dict[str, Path], tmp_path: Path) -
     foreign = make_vector(tmp_path / "foreign", fingerprint="f" * 64)
     broken = tmp_path / "broken"
     broken.write_bytes(one.read_bytes()[:-3])
-    DirectoryStore(tmp_path / "store")
+    publish(make_config(tmp_path), one, "legal")
     fails(invoke("interference", one), "give 2 to 16 task vectors", "not 1")
     fails(invoke("interference", *[one] * 17), "not 17")
     fails(invoke("interference", one, one), "only once")

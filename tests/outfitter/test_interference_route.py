@@ -18,9 +18,8 @@ from outfitter.routes import interference as route
 from taskvectors.errors import BaseMismatch, VectorNotFound
 from taskvectors.format import write_vector
 from taskvectors.interference import ADVICE, compare
-from taskvectors.store import DirectoryStore
 from taskvectors.vector import BaseInfo, DenseDelta, TaskVector
-from tests.outfitter.harness import FINGERPRINT, Running, make_vector, push
+from tests.outfitter.harness import FINGERPRINT, Running, make_vector, publish, push
 from tests.outfitter.test_completions import error_of
 
 PATH = "/v1/task_vectors/interference"
@@ -125,9 +124,15 @@ def test_vectors_of_two_bases_are_refused(
     gateway: Running, client: httpx.Client, files: dict[str, Path], tmp_path: Path
 ) -> None:
     """422, by the fingerprints in headers, and by shapes where one has none."""
-    store = DirectoryStore(gateway.config.store)
-    foreign = store.add(make_vector(tmp_path / "f", fingerprint="f" * 64))
-    misshapen = store.add(make_vector(tmp_path / "m", fingerprint=None, shape=(4, 8)))
+    foreign, misshapen = (
+        publish(
+            gateway.config, make_vector(tmp_path / "v", fingerprint=fingerprint, shape=shape), name
+        )
+        for name, fingerprint, shape in (
+            ("cmp/foreign", "f" * 64, (8, 4)),
+            ("cmp/misshapen", None, (4, 8)),
+        )
+    )
     for digest, word in ((foreign, "'cmp/a' belongs to the base bbb"), (misshapen, "[4, 8]")):
         response = ask(client, "cmp/a", digest)
         assert response.status_code == 422

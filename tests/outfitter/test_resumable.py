@@ -1,5 +1,6 @@
 """Uploads by the tus protocol: taken up again after any break, published whole or not at all."""
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -7,7 +8,7 @@ import http.client
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ import pytest
 from tusclient.client import TusClient
 from tusclient.exceptions import TusCommunicationError
 
+from outfitter.routes import body
 from outfitter.state import uploads as state
 from taskvectors.format import file_digest
 from tests.outfitter.harness import Running, make_config, make_vector, running, wait_for
@@ -116,9 +118,10 @@ def test_an_upload_outlives_the_gateway(tmp_path: Path) -> None:
 
 
 def test_what_arrives_before_a_break_is_kept(
-    gateway: Running, client: httpx.Client, tmp_path: Path
+    gateway: Running, client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection ends in the middle of a PATCH that announced more."""
+    monkeypatch.setattr(body, "CHUNK_BYTES", 400)
     raw = make_vector(tmp_path / "v", seed=64).read_bytes()
     path = create(client, len(raw))
     connection = http.client.HTTPConnection(urlsplit(gateway.url).netloc)
@@ -127,10 +130,24 @@ def test_what_arrives_before_a_break_is_kept(
     for name, value in fields.items():
         connection.putheader(name, value)
     connection.endheaders(raw[:500])
-    connection.close()
     wait_for(lambda: offset_of(client, path) == 500)
+    connection.close()
     wait_for(lambda: patch(client, path, 500, raw[500:]).status_code == 204)
     assert publish(client, path, name="tus/broken-off").status_code == 201
+
+
+def test_a_piece_that_was_not_full_is_kept_too() -> None:
+    """What came before the body broke off is written, in order, before the error is told."""
+    written = bytearray()
+
+    async def broken() -> AsyncIterator[bytes]:
+        for piece in (b"x" * body.CHUNK_BYTES, b"y", b"z"):
+            yield piece
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        asyncio.run(body.receive(broken(), written.extend))
+    assert written == b"x" * body.CHUNK_BYTES + b"yz"
 
 
 def test_the_body_may_come_with_the_creation(client: httpx.Client, tmp_path: Path) -> None:
@@ -157,16 +174,20 @@ def test_another_offset_is_a_conflict(client: httpx.Client) -> None:
     assert offset_of(client, path) == 40
 
 
-def test_two_cannot_write_at_once(gateway: Running, client: httpx.Client) -> None:
+def test_two_cannot_write_at_once(
+    gateway: Running, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second is told so at once; the first goes on; how far it is may be asked meanwhile."""
+    monkeypatch.setattr(body, "CHUNK_BYTES", 1)
     path = create(client, 100)
     connection = http.client.HTTPConnection(urlsplit(gateway.url).netloc)
     connection.putrequest("PATCH", path)
     for name, value in {**BYTES, "upload-offset": "0", "content-length": "10"}.items():
         connection.putheader(name, value)
     connection.endheaders(b"x" * 5)
-    wait_for(lambda: patch(client, path, 0, b"").status_code == 423)
-    locked = patch(client, path, 0, b"y")
+    wait_for(lambda: offset_of(client, path) == 5)
+    locked = patch(client, path, 5, b"y")
+    assert locked.status_code == 423
     assert error_of(locked)["code"] == "upload_locked"
     assert locked.headers["retry-after"] == "1"
     assert client.delete(path, headers=TUS).status_code == 423

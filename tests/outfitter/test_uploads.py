@@ -14,15 +14,24 @@ import httpx
 import numpy as np
 import pytest
 
-from outfitter.vectors import Vectors
+from outfitter.vectors import Draft
+from taskvectors.errors import ChecksumMismatch
 from taskvectors.format import file_digest
-from taskvectors.store import DirectoryStore
-from tests.outfitter.harness import FINGERPRINT, Running, make_vector, push, wait_for
+from tests.outfitter.harness import (
+    FINGERPRINT,
+    Running,
+    make_config,
+    make_vector,
+    opened,
+    publish,
+    push,
+    wait_for,
+)
 from tests.outfitter.test_completions import error_of
 
 
 def incoming(gateway: Running) -> list[Path]:
-    return list((gateway.config.store / "incoming").iterdir())
+    return list((gateway.config.store / "incoming").glob("*.part"))
 
 
 def post(client: httpx.Client, content: object, name: str = "bad", **options) -> httpx.Response:
@@ -53,24 +62,63 @@ def test_an_upload_is_described(client: httpx.Client, tmp_path: Path) -> None:
         "parameters": 2,
         "nnz": 7,
         "density": 7 / 36,
+        "method": None,
+        "tags": ["latest"],
+        "license": "MIT",
+        "languages": [],
+        "description": None,
+        "labels": [],
+        "has_card": False,
+        "is_signed": False,
+        "publisher": None,
+        "downloads": 0,
+        "deleted": False,
     }
     assert push(client, file, "acme/first")["version"] == 1
     assert push(client, make_vector(tmp_path / "w", seed=12), "acme/first")["version"] == 2
 
 
-def test_uploads_are_listed_found_and_deleted(client: httpx.Client, tmp_path: Path) -> None:
+def test_an_upload_may_say_more(client: httpx.Client, tmp_path: Path) -> None:
+    """Details and tags, in the query; the file's own are the rest."""
+    params = {"name": "acme/more", "tag": ["stable", "v2"], "language": "pt-br", "label": "law"}
+    raw = make_vector(tmp_path / "v", seed=17).read_bytes()
+    response = client.post("/v1/task_vectors", params={**params, "description": "d"}, content=raw)
+    found = response.json()
+    assert sorted(found["tags"]) == ["latest", "stable", "v2"]
+    assert (found["languages"], found["labels"]) == (["pt-BR"], ["law"])
+    assert (found["description"], found["license"]) == ("d", "MIT")
+
+
+@pytest.mark.parametrize(
+    ("params", "status", "code"),
+    [
+        ({"nmae": "x"}, 400, "unknown_parameter"),
+        ({"name": ["x", "y"]}, 400, "invalid_parameter"),
+        ({"license": ["MIT", "0BSD"]}, 400, "invalid_parameter"),
+        ({"license": "NO-SUCH"}, 422, "invalid_details"),
+        ({"tag": "Not A Tag"}, 400, "invalid_reference"),
+        ({"tag": "latest"}, 409, "conflict"),
+        ({"language": "?"}, 422, "invalid_details"),
+    ],
+)
+def test_what_cannot_be_said_is_refused(
+    client: httpx.Client, tmp_path: Path, params: dict[str, object], status: int, code: str
+) -> None:
+    """And nothing is published."""
+    raw = make_vector(tmp_path / "v", seed=18).read_bytes()
+    response = client.post("/v1/task_vectors", params={"name": "said", **params}, content=raw)
+    assert (response.status_code, error_of(response)["code"]) == (status, code)
+    assert client.get("/v1/task_vectors/said").status_code == 404
+
+
+def test_uploads_are_found_and_deleted(client: httpx.Client, tmp_path: Path) -> None:
     """By name, by version and by digest."""
     digest = push(client, make_vector(tmp_path / "v", seed=13), "listed")["digest"]
     push(client, make_vector(tmp_path / "w", seed=14), "listed")
-    found = client.get("/v1/task_vectors").json()
-    versions = [(v["name"], v["version"]) for v in found["data"] if v["name"] == "listed"]
-    assert found["object"] == "list"
-    assert versions == [("listed", 1), ("listed", 2)]
     assert client.get("/v1/task_vectors/listed").json()["version"] == 2
     assert client.get("/v1/task_vectors/listed@1").json()["digest"] == digest
     assert client.get(f"/v1/task_vectors/{digest}").json()["name"] == "listed"
-    deleted = client.delete("/v1/task_vectors/listed@1").json()
-    assert deleted == {"id": "listed@1", "object": "task_vector", "deleted": True}
+    assert client.delete("/v1/task_vectors/listed@1").json()["deleted"] is True
     assert client.get("/v1/task_vectors/listed@1").status_code == 404
     assert client.delete("/v1/task_vectors/listed").status_code == 200
     missing = client.delete("/v1/task_vectors/listed")
@@ -78,40 +126,41 @@ def test_uploads_are_listed_found_and_deleted(client: httpx.Client, tmp_path: Pa
     assert error_of(missing)["code"] == "task_vector_not_found"
 
 
-def test_one_broken_file_or_name_does_not_hide_the_others(
-    client: httpx.Client, gateway: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_broken_file_is_kept_for_the_operator(
+    client: httpx.Client,
+    gateway: Running,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The list leaves it out with a warning; asked for by its name, it is an error."""
-    digest = push(client, make_vector(tmp_path / "v", seed=31), "corrupt")["digest"][7:]
-    push(client, make_vector(tmp_path / "w", seed=32), "intact")
-    push(client, make_vector(tmp_path / "x", seed=33), "unreadable")
-    blob = gateway.config.store / "blobs" / "sha256" / digest[:2] / f"{digest}.safetensors"
-    raw = blob.read_bytes()
-    record = gateway.config.store / "names" / "_" / "unreadable.json"
-    blob.unlink()
-    blob.write_bytes(raw[:-1])
-    record.write_text("{")
-    fresh = Vectors(DirectoryStore(gateway.config.store))
-    names = [entry.name for entry in fresh.entries()]
-    assert "intact" in names
-    assert not {"corrupt", "unreadable"} & set(names)
-    assert "corrupt@1 is left out of the list" in caplog.text
-    assert client.get("/v1/task_vectors").status_code == 200
-    response = client.get("/v1/task_vectors/unreadable")
-    assert response.status_code == 500
-    assert error_of(response)["code"] == "unreadable_name"
-    assert "names/_/unreadable.json" in error_of(response)["message"]
-    blob.unlink()
-    record.unlink()
+    """In quarantine with its reason, found by the log; the client's error does not say where."""
+    raw = make_vector(tmp_path / "v", seed=19).read_bytes()[:-1] + b"\x77"
+    folder = gateway.config.store / "quarantine"
+    before = set(folder.glob("*.bin")) if folder.exists() else set()
+    response = post(client, raw, "acme/broken")
+    assert error_of(response)["code"] == "checksum_mismatch"
+    (kept,) = set(folder.glob("*.bin")) - before
+    assert kept.read_bytes() == raw
+    reason = kept.with_suffix(".txt").read_text()
+    assert "acme/broken" in reason
+    assert error_of(response)["message"] in reason
+    assert kept.name in caplog.text
+    assert kept.stem not in response.text
+    assert "quarantine" not in response.text
 
 
-def test_an_upload_does_not_read_the_whole_store(
-    client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The answer needs only the name that was given."""
-    monkeypatch.setattr(DirectoryStore, "entries", None)
-    assert push(client, make_vector(tmp_path / "v", seed=34), "alone")["version"] == 1
-    assert client.get("/v1/task_vectors/alone@1").status_code == 200
+def test_the_quarantine_has_a_budget(tmp_path: Path) -> None:
+    """The oldest go."""
+    raw = make_vector(tmp_path / "v", seed=20).read_bytes()
+    config = make_config(tmp_path / "root", quarantine_bytes=2 * len(raw) + 10)
+    with opened(config) as vectors:
+        for end in range(4):
+            path = vectors.store.new_upload()
+            path.write_bytes(raw[:-1] + bytes([0x70 + end]))
+            with pytest.raises(ChecksumMismatch):
+                vectors.publish(path, file_digest(path), Draft("x"), None)
+            assert not path.exists()
+        kept = [path.read_bytes()[-1] for path in (config.store / "quarantine").glob("*.bin")]
+        assert sorted(kept) == [0x72, 0x73]
 
 
 def test_a_file_over_the_limit_is_refused(client: httpx.Client) -> None:
@@ -176,8 +225,7 @@ def test_a_vector_of_another_base_in_the_store_is_not_served(
     gateway: Running, client: httpx.Client, tmp_path: Path
 ) -> None:
     """What came into the store on another way is checked when it is asked for."""
-    store = DirectoryStore(gateway.config.store)
-    store.assign("foreign", store.add(make_vector(tmp_path / "f", fingerprint="f" * 64)))
+    publish(gateway.config, make_vector(tmp_path / "f", fingerprint="f" * 64), "foreign")
     body = {"model": "base-model", "prompt": "x", "task_vectors": {"foreign": 1}}
     response = client.post("/v1/completions", json=body)
     assert response.status_code == 422

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from taskvectors.container import open_regular
 from taskvectors.container.strict_json import loads
@@ -19,12 +19,32 @@ from taskvectors.errors import InvalidHeader, InvalidLoadout, InvalidReference, 
 from taskvectors.format import file_digest
 from taskvectors.methods import LINEAR, find_method
 from taskvectors.spec import Loadout, LoadoutItem, Reference, parse_task_vectors
-from taskvectors.store.base import Store
 from taskvectors.values import MAX_ECHO, kind_of, parse_weight
 
 SUFFIX = ".safetensors"
 MAX_BYTES = 1 << 20
 _MAX_LISTED = 1000
+
+
+class Resolved(Protocol):
+    """What a reference stands for."""
+
+    @property
+    def digest(self) -> str:
+        """Of its file."""
+        ...
+
+
+class Store(Protocol):
+    """Where names are looked up."""
+
+    def resolve(self, reference: Reference, /) -> Resolved:
+        """Raises VectorNotFound."""
+        ...
+
+    def path(self, digest: str, /) -> Path:
+        """Where the file lies. Raises VectorNotFound."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -92,7 +112,7 @@ class _Names:
         return f"sha256:{key}"
 
     def resolve(self, reference: Reference) -> str:
-        """The digest; raises VectorNotFound, UnreadableName, InvalidFile, OSError."""
+        """The digest; raises VectorNotFound, InvalidFile, OSError."""
         path = self.paths.get(str(reference.digest)) if reference.name is None else None
         if path is not None:
             digest = file_digest(_existing(path))

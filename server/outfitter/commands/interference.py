@@ -11,12 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from outfitter.commands.console import count_progress, out, printable
+from outfitter.commands.loadouts import opened
 from outfitter.commands.vectors import JsonOption
 from outfitter.config import InvalidConfig
+from outfitter.vectors import Vectors
 from taskvectors.errors import VectorNotFound
 from taskvectors.interference import ADVICE, Figures, PairReport, Report, compare
 from taskvectors.spec import MAX_VECTORS, Reference
-from taskvectors.store import DirectoryStore
 
 _HEADS = ("cosine", "conflict", "entries", "Jaccard", "energy", "outputs", "inputs")
 _LEGEND = (
@@ -69,10 +70,8 @@ def _compare(files: dict[str, Path]) -> Report:
 
 def _sources(arguments: list[str], store: Path | None) -> dict[str, Path]:
     """Files under short names that differ; raises VectorNotFound, InvalidReference."""
-    opened = DirectoryStore(store) if store is not None and store.is_dir() else None
-    if store is not None and opened is None:
-        raise InvalidConfig(f"unsupported --store {str(store)!r}; there is no such folder")
-    paths = [_path(argument, opened) for argument in arguments]
+    with opened(store) as vectors:
+        paths = [_path(argument, vectors) for argument in arguments]
     names = [
         Path(argument).stem if Path(argument).is_file() else argument for argument in arguments
     ]
@@ -83,7 +82,7 @@ def _sources(arguments: list[str], store: Path | None) -> dict[str, Path]:
     return {printable(name): path for name, path in zip(names, paths, strict=True)}
 
 
-def _path(argument: str, store: DirectoryStore | None) -> Path:
+def _path(argument: str, store: Vectors | None) -> Path:
     """An existing file, else what a reference stands for in the store."""
     path = Path(argument)
     if path.is_file():
@@ -92,7 +91,7 @@ def _path(argument: str, store: DirectoryStore | None) -> Path:
         raise VectorNotFound(
             f"no task vector file {argument!r}; to name one in a store, add --store"
         )
-    return store.path(store.resolve(Reference.parse(argument)).digest)
+    return store.path(Reference.parse(argument))
 
 
 def _check_outputs(*paths: Path | None) -> None:

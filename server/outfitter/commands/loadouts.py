@@ -2,23 +2,25 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from outfitter.commands.console import err
-from outfitter.config import InvalidConfig
+from outfitter.commands.options import LocalStore
+from outfitter.config import GatewayConfig, InvalidConfig
 from outfitter.control.selection import Modules
 from outfitter.deps import cache_home
+from outfitter.vectors import Vectors, open_vectors
 from taskvectors.checkpoint import Checkpoint, cached_fingerprint
 from taskvectors.errors import BaseMismatch, InvalidLoadout
 from taskvectors.format import read_header
 from taskvectors.merge.spec_file import SUFFIX, ResolvedSpec, read_spec, resolve_spec
 from taskvectors.method import Value
 from taskvectors.methods import METHODS
-from taskvectors.store import DirectoryStore
 from taskvectors.vector import BaseInfo
 
 VectorsArgument = Annotated[
@@ -51,13 +53,11 @@ def read_loadout(
     store: Path | None,
 ) -> ResolvedSpec:
     """The loadout that the command line asks for; raises InvalidConfig, TaskVectorError."""
-    if store is not None and not store.is_dir():
-        raise InvalidConfig(f"--store {str(store)!r}: there is no such folder")
-    opened = None if store is None else DirectoryStore(store)
     if spec is not None:
         if vectors or method or settings:
             raise InvalidConfig("--spec says it all; leave out vectors, --method and --set")
-        return read_spec(spec, opened)
+        with opened(store) as names:
+            return read_spec(spec, names)
     if not vectors:
         raise InvalidConfig("name the vectors to merge, such as a.safetensors=0.7, or use --spec")
     value: dict[str, Any] = {
@@ -65,7 +65,30 @@ def read_loadout(
         "vectors": [_entry(text) for text in vectors],
         "method": method or "linear",
     }
-    return resolve_spec(value, Path(), opened)
+    with opened(store) as names:
+        return resolve_spec(value, Path(), names)
+
+
+@contextmanager
+def opened(store: Path | None) -> Iterator[Vectors | None]:
+    """The store in a folder, which must be there, to look up names in; None without a folder.
+
+    Raises InvalidConfig, CatalogUnavailable.
+    """
+    if store is None:
+        yield None
+        return
+    if not store.is_dir():
+        raise InvalidConfig(f"unsupported --store {str(store)!r}; there is no such folder")
+    local = LocalStore.of(store)
+    with open_vectors(
+        local.store,
+        database_url=local.database_url,
+        tiers=local.tiers,
+        trust=None,
+        quarantine_bytes=GatewayConfig.quarantine_bytes,
+    ) as vectors:
+        yield vectors
 
 
 def check_base(info: BaseInfo, base: Checkpoint) -> str:

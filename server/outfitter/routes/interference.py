@@ -117,7 +117,7 @@ def _resolve(
             raise ApiError(400, message, "invalid_parameter", "task_vectors")
         by_digest[vector.digest] = reference
     _check_bases({by_digest[vector.digest]: vector.base_fingerprint for vector in found})
-    return found, {digest: str(gateway.vectors.store.path(digest)) for digest in by_digest}
+    return found, {digest: str(gateway.vectors.path(digest)) for digest in by_digest}
 
 
 def _check_bases(fingerprints: Mapping[str, str | None]) -> None:

@@ -81,7 +81,8 @@ async def delete_tag(name: str, tag: str, gateway: GatewayDep) -> dict[str, obje
 @router.get("/{reference:path}")
 async def get_one(reference: str, gateway: GatewayDep) -> dict[str, object]:
     """The task vector that a reference stands for now."""
-    return describe(await asyncio.to_thread(gateway.vectors.version, Reference.parse(reference)))
+    look_up = gateway.vectors.catalog.version  # with its downloads, which nobody remembers
+    return describe(await asyncio.to_thread(look_up, Reference.parse(reference)))
 
 
 @router.patch("/{reference:path}")
