@@ -18,7 +18,7 @@ Allocate = Callable[[int], memoryview]
 
 def plain_pages(nbytes: int) -> memoryview:
     """Memory as the system gives it, not set to zero first."""
-    return memoryview(np.empty(nbytes, dtype=np.uint8))
+    return np.empty(nbytes, dtype=np.uint8).data
 
 
 class MemoryTier:
@@ -31,7 +31,7 @@ class MemoryTier:
     name = MEMORY
 
     def __init__(self, budget: int, allocate: Allocate = plain_pages) -> None:
-        self._budget = budget
+        self.budget = budget
         self.allocate = allocate
         self._kept: OrderedDict[str, memoryview] = OrderedDict()
         self._nbytes = 0
@@ -53,7 +53,7 @@ class MemoryTier:
 
     def keep(self, digest: str, buffer: memoryview) -> bool:
         """Take over a buffer that holds a checked file, without a copy; False when too large."""
-        if buffer.nbytes > self._budget:
+        if buffer.nbytes > self.budget:
             return False
         with self._lock:
             if digest in self._kept:
@@ -86,7 +86,7 @@ class MemoryTier:
 
     def put(self, digest: str, data: memoryview) -> bool:
         """Keep a copy of a checked file; False when there is no room."""
-        if data.nbytes > self._budget:
+        if data.nbytes > self.budget:
             return False
         try:
             buffer = self.allocate(data.nbytes)
@@ -103,12 +103,12 @@ class MemoryTier:
 
     def stats(self) -> TierStats:
         """Counts so far."""
-        return replace(self._counts.stats, nbytes=self._nbytes, budget=self._budget)
+        return replace(self._counts.stats, nbytes=self._nbytes, budget=self.budget)
 
     def _evict(self) -> int:
         """Under the lock: drop what was not used for longest; returns how many files."""
         count = 0
-        while self._nbytes > self._budget:
+        while self._nbytes > self.budget:
             _, gone = self._kept.popitem(last=False)
             self._nbytes -= gone.nbytes
             count += 1

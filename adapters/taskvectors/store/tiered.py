@@ -94,6 +94,18 @@ class TieredFiles:
         except VectorNotFound:
             return self._paths.do(_key(digest), lambda: self._make_local(_key(digest)))
 
+    def heal(self, digest: str) -> bool:
+        """Read the local file again; a damaged one is fetched anew. Whether it was damaged.
+
+        Raises VectorNotFound, TierUnavailable, StoreFull when it cannot be had.
+        """
+        key = _key(digest)
+        if self._disk.size(key) is not None and self._disk.is_sound(key):
+            return False
+        self._headers.forget(key)
+        self.path(key)
+        return True
+
     def spread(self, digest: str) -> None:
         """Put a file of the local disk into the tiers that replicas share.
 
@@ -142,8 +154,11 @@ class TieredFiles:
         return self._spreader.settle(timeout_s)
 
     def close(self) -> None:
-        """Stop filling tiers."""
+        """Stop filling tiers, and close connections."""
         self._spreader.close()
+        for tier in self._chain:
+            if callable(close := getattr(tier, "close", None)):
+                close()
 
     def _stats(self, tier: Tier) -> TierStats:
         """A load's view of hits, misses and time; the tier's own of the rest."""
@@ -152,7 +167,7 @@ class TieredFiles:
             own,
             hits=seen.hits,
             misses=seen.misses,
-            errors=seen.errors,
+            errors=max(own.errors, seen.errors),
             corrupt=own.corrupt + seen.corrupt,
             read_bytes=seen.read_bytes,
             seconds=seen.seconds,
@@ -190,7 +205,7 @@ class TieredFiles:
             return data
         if away is not None:
             raise TierUnavailable(f"task vector sha256:{key} is out of reach now: {away}") from away
-        raise VectorNotFound(f"no task vector sha256:{key}")
+        raise VectorNotFound(f"no tier of the store has a sound task vector sha256:{key}")
 
     def _lacking(self, source: Tier) -> list[Tier]:
         """The tiers to fill after a load from `source`: the disk, and Redis if it is faster."""
@@ -244,9 +259,8 @@ class TieredFiles:
         """Raises TierUnavailable for a size that cannot be."""
         if not 0 <= size <= MAX_FILE:
             raise TierUnavailable(f"{tier.name} claims a file of {size} bytes")
-        fits = self._memory is not None and size <= self._memory.stats().budget
         try:
-            if self._memory is not None and fits:
+            if self._memory is not None and size <= self._memory.budget:
                 return self._memory.allocate(size)
         except (MemoryError, RuntimeError) as error:  # there are other pages than pinned ones
             log.warning("no memory of the host's cache for %d bytes: %s", size, error)

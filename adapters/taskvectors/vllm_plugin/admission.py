@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,21 +13,28 @@ from taskvectors.errors import (
     EngineUnavailable,
     PoolBusy,
     TaskVectorError,
+    TierUnavailable,
     VectorLoadFailed,
+    VectorNotFound,
 )
 from taskvectors.footprint import resident_bytes
 from taskvectors.format import check_against_base
 from taskvectors.spec import Loadout
-from taskvectors.store import DirectoryStore
-from taskvectors.store.composed import ServableFiles
+from taskvectors.store.tiered import TieredFiles
 from taskvectors.vllm_plugin.config import PluginConfig
 from taskvectors.vllm_plugin.ledger import Entry, Ledger, Reservation
-from taskvectors.vllm_plugin.pool import FAILED, READY
+from taskvectors.vllm_plugin.pool import AWAY, FAILED, MISSING, READY
 
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
 
 FIRST_POLL_S, LONGEST_POLL_S = 0.001, 0.05
 UNANSWERED = "the engine does not answer; try again"
+FAILURES: Mapping[str, type[TaskVectorError]] = {
+    FAILED: VectorLoadFailed,
+    MISSING: VectorNotFound,
+    AWAY: TierUnavailable,
+}
+"""How a state of the worker's begins, and what a request is told then."""
 
 
 class Worker(Protocol):
@@ -38,7 +45,11 @@ class Worker(Protocol):
         ...
 
     def status(self) -> Awaitable[Mapping[str, str]]:
-        """'loading', 'ready' or 'failed: why' by digest."""
+        """The state by digest; see FAILURES for what is not 'loading' or 'ready'."""
+        ...
+
+    def prefetch(self, digests: list[str]) -> Awaitable[None]:
+        """Start bringing vectors into the worker's host memory."""
         ...
 
 
@@ -78,6 +89,7 @@ class Admission:
         self,
         config: PluginConfig,
         worker: Worker,
+        files: TieredFiles,
         *,
         value_bytes: int,
         sparse_value_bytes: int,
@@ -85,39 +97,66 @@ class Admission:
         self._config = config
         self._worker = worker
         self._widths = (value_bytes, sparse_value_bytes)
-        self._files = ServableFiles(DirectoryStore(config.store))
+        self._files = files
         self._ledger = Ledger(config.pool_bytes, config.max_vectors)
         self._loading: dict[str, Loading] = {}
         self._queue: deque[Waiter] = deque()
         self._poller: asyncio.Task[None] | None = None
+        self._prefetches: set[asyncio.Future[None]] = set()
+        self._num_loads = self._num_evictions = 0
 
     @contextlib.asynccontextmanager
     async def admit(self, loadout: Loadout) -> AsyncIterator[None]:
         """Hold the loadout's vectors, all of them ready, while the context is open.
 
-        Raises VectorNotFound, BaseMismatch, PoolTooSmall, PoolBusy, VectorLoadFailed,
-        EngineUnavailable.
+        Raises VectorNotFound, TierUnavailable, BaseMismatch, InvalidFile, PoolTooSmall, PoolBusy,
+        VectorLoadFailed, EngineUnavailable.
         """
-        held = await self._reserve(await self._needs(loadout))
+        held = await self._reserve(await self._needs(loadout.digests))
         try:
             await self._make_ready(held)
             yield
         finally:
-            self._release(held)
+            self.release(held)
 
-    async def _needs(self, loadout: Loadout) -> dict[str, int]:
+    async def hold(self, digest: str, *, may_evict: bool) -> Held | None:
+        """Reserve one vector and wait until it is ready; None when there is no room now.
+
+        The caller lets go of it with `release`. Raises what `admit` raises, except PoolBusy.
+        """
+        needs = await self._needs([digest])
+        if not self._ledger.fits(needs) and (self._queue or not may_evict):
+            return None
+        held = self._try_reserve(needs)
+        if held is not None:
+            try:
+                await self._make_ready(held)
+            except BaseException:
+                self.release(held)
+                raise
+        return held
+
+    def stats(self) -> dict[str, int]:
+        """The pool's numbers; see the endpoint's `/taskvectors/stats`."""
+        return {
+            "vectors": self._ledger.num_vectors,
+            "nbytes": self._ledger.used_bytes,
+            "budget": self._config.pool_bytes,
+            "loads": self._num_loads,
+            "evictions": self._num_evictions,
+            "waiting": len(self._queue),
+        }
+
+    async def _needs(self, digests: Iterable[str]) -> dict[str, int]:
         """Bytes by digest; a vector in the pool costs no look at its file."""
-        known = {digest: self._ledger.entry(digest) for digest in sorted(loadout.digests)}
+        known = {digest: self._ledger.entry(digest) for digest in sorted(digests)}
         cold = [digest for digest, entry in known.items() if entry is None]
         if cold:
             sizes = await asyncio.to_thread(lambda: {d: self._footprint(d) for d in cold})
         return {d: entry.nbytes if entry else sizes[d] for d, entry in known.items()}
 
     def _footprint(self, digest: str) -> int:
-        try:
-            header = self._files.header(digest)
-        except OSError as error:
-            raise VectorLoadFailed(f"task vector sha256:{digest} cannot be read") from error
+        header = self._files.header(digest)
         check_against_base(header, None, self._config.base_fingerprint)
         return resident_bytes(header, *self._widths)
 
@@ -128,6 +167,7 @@ class Admission:
             raise PoolBusy(f"{len(self._queue)} requests wait for room in the pool; try again")
         turn = Waiter(needs, time.monotonic(), asyncio.get_running_loop().create_future())
         self._queue.append(turn)
+        self._prefetch([digest for digest in needs if self._ledger.entry(digest) is None])
         try:
             async with asyncio.timeout(self._config.admission_timeout_s):
                 return await turn.held
@@ -139,6 +179,19 @@ class Admission:
                 f"no room in the pool within {self._config.admission_timeout_s:g} s: its"
                 f" {self._config.pool_bytes} bytes are taken by vectors in use; try again"
             ) from None
+
+    def _prefetch(self, digests: list[str]) -> None:
+        """Use the time in the queue; whether it helps, the load will tell."""
+
+        async def order() -> None:
+            try:
+                await self._worker.prefetch(digests)
+            except Exception:
+                logger.exception("the engine did not take an order to prefetch")
+
+        task = asyncio.ensure_future(order())
+        self._prefetches.add(task)
+        task.add_done_callback(self._prefetches.discard)
 
     def _may_pass(self, needs: Mapping[str, int]) -> bool:
         """Whether a request need not queue: nobody does, or it takes no room.
@@ -164,6 +217,8 @@ class Admission:
             if entry.digest in reservation.load:
                 self._loading[entry.digest] = Loading(entry, loop.create_future())
         order = None
+        self._num_loads += len(reservation.load)
+        self._num_evictions += len(reservation.evict)
         if reservation.load or reservation.evict:
             order = asyncio.ensure_future(
                 self._worker.apply(list(reservation.evict), dict(reservation.load))
@@ -174,7 +229,8 @@ class Admission:
         loads = [self._loading[digest] for digest in digests if digest in self._loading]
         return Held(reservation, order, tuple(loads))
 
-    def _release(self, held: Held) -> None:
+    def release(self, held: Held) -> None:
+        """Let go of vectors; they stay until their room is needed."""
         self._ledger.release(held.reservation)
         self._serve_queue()
 
@@ -246,10 +302,8 @@ class Admission:
             if state == READY:
                 del self._loading[digest]
                 load.done.set_result(None)
-            elif state.startswith(FAILED):
-                reason = state.removeprefix(FAILED)
-                text = f"task vector sha256:{digest} could not be loaded: {reason}"
-                failed.append((load, VectorLoadFailed(text)))
+            elif error := failure_of(digest, state):
+                failed.append((load, error))
         return failed
 
     def _fail(self, failed: list[tuple[Loading, TaskVectorError]]) -> None:
@@ -259,3 +313,12 @@ class Admission:
             if not load.done.done():
                 load.done.set_exception(error)
                 load.done.exception()  # not worth a warning when nobody waits any more
+
+
+def failure_of(digest: str, state: str) -> TaskVectorError | None:
+    """The error that a state of the worker's stands for; None when it is not one of failure."""
+    for prefix, kind in FAILURES.items():
+        if state.startswith(prefix):
+            reason = state.removeprefix(prefix)
+            return kind(f"task vector sha256:{digest} could not be loaded: {reason}")
+    return None

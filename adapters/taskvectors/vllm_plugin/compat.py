@@ -12,10 +12,13 @@ from taskvectors.errors import UnsupportedEngine
 
 WORKER_APPLY = "taskvectors_apply"
 WORKER_STATUS = "taskvectors_status"
+WORKER_PREFETCH = "taskvectors_prefetch"
+WORKER_PREFETCHED = "taskvectors_prefetched"
+WORKER_STATS = "taskvectors_stats"
 
 
 def install(create: Callable[[Any, torch.device], Any | None]) -> None:
-    """Patch this process: the worker's LoRA manager, two worker methods, and metric labels.
+    """Patch this process: the worker's LoRA manager, the worker's methods, and metric labels.
 
     `create(vllm_config, device)` makes the manager; where it returns None, vLLM's own
     `LRUCacheWorkerLoRAManager` stays in place.
@@ -181,8 +184,22 @@ def _add_worker_methods() -> None:
         states: dict[str, str] = self.model_runner.lora_manager.status()
         return states
 
+    def prefetch(self: Any, digests: list[str]) -> None:
+        self.model_runner.lora_manager.prefetch(digests)
+
+    def prefetched(self: Any, digests: list[str]) -> dict[str, str]:
+        states: dict[str, str] = self.model_runner.lora_manager.prefetched(digests)
+        return states
+
+    def stats(self: Any) -> dict[str, Any]:
+        found: dict[str, Any] = self.model_runner.lora_manager.stats()
+        return found
+
     setattr(WorkerBase, WORKER_APPLY, apply)
     setattr(WorkerBase, WORKER_STATUS, status)
+    setattr(WorkerBase, WORKER_PREFETCH, prefetch)
+    setattr(WorkerBase, WORKER_PREFETCHED, prefetched)
+    setattr(WorkerBase, WORKER_STATS, stats)
 
 
 def _add_prompt_logprobs_hook() -> None:

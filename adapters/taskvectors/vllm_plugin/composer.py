@@ -17,12 +17,19 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from taskvectors import errors
-from taskvectors.errors import EngineUnavailable, PoolBusy, TaskVectorError
+from taskvectors.errors import (
+    EngineUnavailable,
+    InvalidFile,
+    PoolBusy,
+    TaskVectorError,
+    VectorNotFound,
+)
 from taskvectors.merge.compose import Composed, Job
 from taskvectors.method import MERGE_ONCE
 from taskvectors.methods import find_method
 from taskvectors.spec import Loadout, LoadoutItem
 from taskvectors.store.composed import ComposedStore, composed_key
+from taskvectors.store.tiered import TieredFiles
 from taskvectors.vllm_plugin.config import PluginConfig
 
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
@@ -174,6 +181,30 @@ class Composer:
             *(time.monotonic() - turn, turn - begin),
         )
         return composed.digest
+
+
+class LocalFiles:
+    """Runs a composition on files that lie on the local disk, as the process that does it needs.
+
+    A file that it finds damaged is fetched again from another tier: once.
+    """
+
+    def __init__(self, files: TieredFiles, run: Run) -> None:
+        self._files = files
+        self._run = run
+
+    async def __call__(self, loadout: Loadout) -> Composed:
+        """Raises VectorNotFound, TierUnavailable, StoreFull, and what `run` raises."""
+        for digest in loadout.digests:
+            await asyncio.to_thread(self._files.path, digest)
+        try:
+            return await self._run(loadout)
+        except (InvalidFile, VectorNotFound):
+            heal = self._files.heal
+            healed = [await asyncio.to_thread(heal, digest) for digest in loadout.digests]
+            if not any(healed):
+                raise
+            return await self._run(loadout)
 
 
 class ChildProcess:

@@ -1,10 +1,12 @@
 """What the plugin is told at start, through vLLM's `--additional-config`."""
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from taskvectors.errors import UnsupportedEngine
+from taskvectors.store.settings import TierSettings
 
 KEY = "task_vectors"
 _INTEGERS: Mapping[str, int] = {
@@ -15,6 +17,7 @@ _INTEGERS: Mapping[str, int] = {
     "compose_memory_bytes": 1,
 }
 """The least value of each."""
+_TIER_INTEGERS: Mapping[str, int] = {"memory_bytes": 0, "redis_bytes": 1, "redis_ttl_s": 1}
 _SECONDS = ("admission_timeout_s", "compose_timeout_s")
 
 
@@ -30,6 +33,7 @@ class PluginConfig:
     composed_bytes: budget for composed loadouts in the store.
     compose_memory_bytes: most memory of a process that composes.
     compose_timeout_s: how long a composition may take, and how long it may wait for its turn.
+    tiers: where files come from; their URLs come from the environment.
     """
 
     store: Path
@@ -41,6 +45,7 @@ class PluginConfig:
     composed_bytes: int = 8 << 30
     compose_memory_bytes: int = 8 << 30
     compose_timeout_s: float = 300.0
+    tiers: TierSettings = field(default_factory=TierSettings)
 
     @classmethod
     def from_additional_config(cls, additional: object) -> "PluginConfig | None":
@@ -56,19 +61,34 @@ class PluginConfig:
             )
         if "store" not in fields:
             raise UnsupportedEngine(f"additional_config.{KEY} needs 'store', a directory")
-        return cls(**{**fields, "store": Path(fields["store"])})._validated()
+        tiers = fields.get("tiers", {})
+        if not isinstance(tiers, Mapping):
+            raise UnsupportedEngine(f"additional_config.{KEY}.tiers must be an object")
+        settings = TierSettings.parse(tiers, os.environ)
+        return cls(**{**fields, "store": Path(fields["store"]), "tiers": settings})._validated()
 
     def _validated(self) -> "PluginConfig":
         for name, least in _INTEGERS.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UnsupportedEngine(
-                    f"additional_config.{KEY}.{name} must be an integer ≥ {least}, not {value!r}"
-                )
+            _check_integer(name, getattr(self, name), least)
+        for name, least in _TIER_INTEGERS.items():
+            _check_integer(f"tiers.{name}", getattr(self.tiers, name), least)
         for name in _SECONDS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise UnsupportedEngine(
-                    f"additional_config.{KEY}.{name} must be a number > 0, not {value!r}"
-                )
+            _check_seconds(name, getattr(self, name))
+        _check_seconds("tiers.redis_timeout_s", self.tiers.redis_timeout_s)
+        if not isinstance(self.tiers.redis_prefix, str):
+            raise UnsupportedEngine(f"additional_config.{KEY}.tiers.redis_prefix must be a string")
         return self
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UnsupportedEngine(
+            f"additional_config.{KEY}.{name} must be an integer ≥ {least}, not {value!r}"
+        )
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise UnsupportedEngine(
+            f"additional_config.{KEY}.{name} must be a number > 0, not {value!r}"
+        )

@@ -1,26 +1,19 @@
 """The HTTP side in vLLM's API server: a request that carries a loadout is admitted, then served.
 
 The request names the loadout's `engine_name` as its model and carries the canonical loadout in
-the header `x-taskvectors-loadout`. Nothing is added to vLLM's routes; without the header a request
-passes untouched.
+the header `x-taskvectors-loadout`. Two routes of our own tell and warm the tiers (control.py). Any
+other request passes untouched.
 """
 
 import asyncio
 import contextlib
-import itertools
 import json
-import logging
-from collections import OrderedDict, deque
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterator,
-    Mapping,
-    MutableMapping,
-)
-from pathlib import Path
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from taskvectors.errors import (
     BaseMismatch,
@@ -29,18 +22,15 @@ from taskvectors.errors import (
     InvalidLoadout,
     PoolBusy,
     PoolTooSmall,
+    StoreFull,
     TaskVectorError,
-    UnsupportedEngine,
+    TierUnavailable,
     VectorLoadFailed,
     VectorNotFound,
 )
 from taskvectors.spec import Loadout
-from taskvectors.vllm_plugin import compat
-from taskvectors.vllm_plugin.admission import Admission
-from taskvectors.vllm_plugin.composer import ChildProcess, Composer
-from taskvectors.vllm_plugin.config import KEY, PluginConfig
-
-logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
+from taskvectors.vllm_plugin import control
+from taskvectors.vllm_plugin.service import LoadoutService
 
 HEADER = b"x-taskvectors-loadout"
 LINGER_S = 2.0
@@ -54,6 +44,8 @@ STATUS: tuple[tuple[type[TaskVectorError], int, str], ...] = (
     (PoolTooSmall, 400, "loadout_too_large"),
     (PoolBusy, 503, "pool_busy"),
     (EngineUnavailable, 503, "engine_unavailable"),
+    (TierUnavailable, 503, "store_unavailable"),
+    (StoreFull, 503, "store_full"),
     (VectorLoadFailed, 422, "task_vector_not_servable"),
     (InvalidFile, 422, "invalid_file"),
     (TaskVectorError, 500, "internal_error"),
@@ -89,6 +81,9 @@ class LoadoutMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit the loadout of the header, then let vLLM answer."""
+        if scope["type"] == "http" and (route := control.find(scope["method"], scope["path"])):
+            await self._answer(route, scope, receive, send)
+            return
         headers = scope.get("headers", ()) if scope["type"] == "http" else ()
         text = next((value for name, value in headers if name == HEADER), None)
         if text is None:
@@ -100,12 +95,26 @@ class LoadoutMiddleware:
         finally:
             await inbox.close()
 
+    def _of(self, scope: Scope) -> LoadoutService:
+        """The service of vLLM's application. Raises UnsupportedEngine."""
+        if self._service is None:
+            self._service = LoadoutService(scope["app"].state)
+        return self._service
+
+    async def _answer(
+        self, route: control.Route, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        try:
+            response = JSONResponse(await route(self._of(scope), Request(scope, receive)))
+        except TaskVectorError as error:
+            await _send_error(send, error)
+            return
+        await response(scope, receive, send)
+
     async def _serve(self, text: str, scope: Scope, inbox: "Inbox", send: Send) -> None:
         async with contextlib.AsyncExitStack() as stack:
             try:
-                if self._service is None:
-                    self._service = LoadoutService(scope["app"].state)
-                context = self._service.serve(Loadout.from_canonical(text))
+                context = self._of(scope).serve(Loadout.from_canonical(text))
                 if not await _enter_unless_left(stack, context, inbox):
                     return
             except TaskVectorError as error:
@@ -210,126 +219,6 @@ def _release_later(stack: contextlib.AsyncExitStack) -> None:
 
 
 _releases: set[asyncio.Task[None]] = set()
-
-
-class LoadoutService:
-    """Admission and registration for one API server.
-
-    `state` is the state of vLLM's application. Raises UnsupportedEngine when the engine was not
-    started for task vectors.
-    """
-
-    def __init__(self, state: Any) -> None:
-        engine = state.engine_client
-        config = PluginConfig.from_additional_config(engine.vllm_config.additional_config)
-        if config is None or engine.vllm_config.lora_config is None:
-            raise UnsupportedEngine(
-                f"start vLLM with --enable-lora and '{KEY}' in --additional-config"
-            )
-        width = compat.hidden_dtype(engine.vllm_config).itemsize
-        on_cpu = engine.vllm_config.device_config.device_type == "cpu"
-        sparse_width = 4 if on_cpu else width
-        model = str(engine.vllm_config.model_config.model)
-        compose = ChildProcess(
-            config,
-            value_bytes=width,
-            sparse_value_bytes=sparse_width,
-            base_dir=model if Path(model).is_dir() else None,
-        )
-        self._composer = Composer(config, compose)
-        self._admission = Admission(
-            config, EngineWorker(engine), value_bytes=width, sparse_value_bytes=sparse_width
-        )
-        num_slots: int = engine.vllm_config.lora_config.max_loras
-        self._registry = Registry(state.openai_serving_models.lora_requests, keep=2 * num_slots)
-
-    @contextlib.asynccontextmanager
-    async def serve(self, loadout: Loadout) -> AsyncIterator[None]:
-        """While open, vLLM answers requests whose model is the loadout's engine name."""
-        async with admitted(self._composer, self._admission, loadout) as served:
-            with self._registry.registered(loadout, served):
-                yield
-
-
-@contextlib.asynccontextmanager
-async def admitted(
-    composer: Composer, admission: Admission, loadout: Loadout
-) -> AsyncIterator[Loadout]:
-    """Compose and admit a loadout; yields the linear one that is served for it.
-
-    A composed file that cannot be loaded is looked at, and composed again if it is damaged: once.
-    """
-    async with contextlib.AsyncExitStack() as stack:
-        served = await composer.compose(loadout)
-        try:
-            await stack.enter_async_context(admission.admit(served))
-        except (VectorLoadFailed, VectorNotFound, InvalidFile):
-            if served is loadout:
-                raise
-            await composer.repair(served)
-            served = await composer.compose(loadout)
-            await stack.enter_async_context(admission.admit(served))
-        yield served
-
-
-class Registry:
-    """The running loadouts in vLLM's own table of LoRA requests.
-
-    A loadout is in `served` while requests use it, and not longer: vLLM never evicts from it.
-    The ids of the last `keep` loadouts are remembered, so that they find their slot again.
-    """
-
-    def __init__(self, served: dict[str, Any], keep: int) -> None:
-        self._served = served
-        self._keep = keep
-        self._users: dict[str, int] = {}
-        self._ids: OrderedDict[str, int] = OrderedDict()
-        self._next_id = itertools.count(1)
-
-    @contextlib.contextmanager
-    def registered(self, loadout: Loadout, served: Loadout) -> Iterator[None]:
-        """Keep `loadout` in the table while open; the worker computes `served`, a linear one.
-
-        The prefix cache is keyed by both.
-        """
-        name = loadout.engine_name
-        if name not in self._users:
-            self._served[name] = compat.lora_request(name, self._id(name), served.canonical)
-        self._users[name] = self._users.get(name, 0) + 1
-        try:
-            yield
-        finally:
-            self._users[name] -= 1
-            if not self._users[name]:
-                del self._users[name], self._served[name]
-                self._forget_oldest()
-
-    def _id(self, name: str) -> int:
-        if name not in self._ids:
-            self._ids[name] = next(self._next_id)
-        self._ids.move_to_end(name)
-        return self._ids[name]
-
-    def _forget_oldest(self) -> None:
-        idle = [name for name in self._ids if name not in self._users]
-        for name in idle[: max(0, len(self._ids) - self._keep)]:
-            del self._ids[name]
-
-
-class EngineWorker:
-    """The worker's pool through vLLM's collective RPC, which keeps the order of calls."""
-
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-
-    async def apply(self, evict: list[str], load: dict[str, int]) -> None:
-        """Evict and start loading."""
-        await self._engine.collective_rpc(compat.WORKER_APPLY, args=(evict, load))
-
-    async def status(self) -> Mapping[str, str]:
-        """The state of every wanted vector."""
-        states: list[dict[str, str]] = await self._engine.collective_rpc(compat.WORKER_STATUS)
-        return states[0]
 
 
 async def _send_error(send: Send, error: TaskVectorError) -> None:

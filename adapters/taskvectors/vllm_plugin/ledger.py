@@ -44,6 +44,18 @@ class Ledger:
         """Bytes of all entries."""
         return sum(entry.nbytes for entry in self._entries.values())
 
+    @property
+    def num_vectors(self) -> int:
+        """How many entries there are."""
+        return len(self._entries)
+
+    def fits(self, needs: Mapping[str, int]) -> bool:
+        """Whether `needs` can be held without an eviction."""
+        missing = [digest for digest in needs if digest not in self._entries]
+        more_bytes = sum(needs[digest] for digest in missing)
+        has_bytes = self.used_bytes + more_bytes <= self._pool_bytes
+        return has_bytes and len(missing) <= len(self._free_columns)
+
     def entry(self, digest: str) -> Entry | None:
         """The entry of a vector, if it is in the pool."""
         return self._entries.get(digest)

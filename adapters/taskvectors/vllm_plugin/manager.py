@@ -9,6 +9,7 @@ here would end the engine for everybody.
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from torch import Tensor, nn
 
 from taskvectors.errors import InvalidLoadout
 from taskvectors.spec import Loadout
-from taskvectors.store import DirectoryStore
+from taskvectors.store.tiered import TieredFiles
 from taskvectors.vllm_plugin import compat
 from taskvectors.vllm_plugin.coefficients import CoefficientTable, WeightedColumn
 from taskvectors.vllm_plugin.config import PluginConfig
 from taskvectors.vllm_plugin.layers import StepState, hook
 from taskvectors.vllm_plugin.pool import ResidentPool
+from taskvectors.vllm_plugin.prefetching import Prefetcher
 from taskvectors.vllm_plugin.sites import SiteIndex
 from taskvectors.vllm_plugin.slots import SlotTable
 from taskvectors.vllm_plugin.staging import Stager
@@ -35,6 +37,12 @@ def create(vllm_config: Any, device: torch.device) -> "TaskVectorManager | None"
     """The manager for an engine; None when its additional config has no `task_vectors`."""
     config = PluginConfig.from_additional_config(vllm_config.additional_config)
     return None if config is None else TaskVectorManager(config, vllm_config, device)
+
+
+def pinned_pages(nbytes: int) -> memoryview:
+    """Memory that the device may read by itself. Raises RuntimeError where there is none."""
+    pages: memoryview = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy().data
+    return pages
 
 
 class TaskVectorManager:
@@ -56,6 +64,8 @@ class TaskVectorManager:
         self._step_key: object = None
         self._version = 0
         self._state = StepState()
+        self._files: TieredFiles
+        self._prefetcher: Prefetcher
         self._pool: ResidentPool
         self._table: CoefficientTable
 
@@ -66,8 +76,15 @@ class TaskVectorManager:
         index = SiteIndex(model, compat.is_tied(self._vllm_config))
         for site in index.sites:
             hook(site, self._state)
-        store = DirectoryStore(self._config.store)
-        self._pool = ResidentPool(store, Stager(index, self._device, dtype))
+        self._files = TieredFiles(
+            self._config.store,
+            self._config.tiers,
+            with_memory=True,
+            allocate=pinned_pages if self._device.type == "cuda" else None,
+        )
+        self._prefetcher = Prefetcher(self._files)
+        stager = Stager(index, self._device, dtype)
+        self._pool = ResidentPool(self._files, stager, self._config.base_fingerprint)
         self._table = CoefficientTable(self._num_slots + 1, self._config.max_vectors, index.parts)
         logger.info("task vectors: %d layers hooked, %d slots", len(index.sites), self._num_slots)
         return model
@@ -82,8 +99,22 @@ class TaskVectorManager:
         self._pool.apply(evict, load)
 
     def status(self) -> dict[str, str]:
-        """'loading', 'ready' or 'failed: why' for every vector that was asked for."""
+        """The state of every vector that was asked for; see the pool's words for them."""
         return self._pool.status()
+
+    def prefetch(self, digests: list[str]) -> None:
+        """Bring vectors into host memory, in a thread of their own."""
+        self._prefetcher.prefetch(digests)
+
+    def prefetched(self, digests: list[str]) -> dict[str, str]:
+        """How far `prefetch` has come."""
+        return self._prefetcher.states(digests)
+
+    def stats(self) -> dict[str, Any]:
+        """What the tiers of this process have done; see the endpoint's `/taskvectors/stats`."""
+        seconds = {"count": self._pool.num_loads, "sum": self._pool.load_seconds}
+        tiers = {name: asdict(stats) for name, stats in self._files.stats().items()}
+        return {"tiers": tiers, "load_seconds": seconds}
 
     # What vLLM calls before each step.
 

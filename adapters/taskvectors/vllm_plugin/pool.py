@@ -8,22 +8,23 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from taskvectors.errors import TaskVectorError
-from taskvectors.format import read_vector
-from taskvectors.store import DirectoryStore
-from taskvectors.store.composed import ServableFiles
+from taskvectors.errors import TaskVectorError, TierUnavailable, VectorNotFound
+from taskvectors.format import VectorReader, check_against_base, read_vector
+from taskvectors.store.tiered import TieredFiles
 from taskvectors.vllm_plugin.sites import Site
 from taskvectors.vllm_plugin.staging import Stager
 
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
 
-LOADING, READY, FAILED = "loading", "ready", "failed: "
+LOADING, READY, FAILED, MISSING, AWAY = "loading", "ready", "failed: ", "missing: ", "away: "
+"""States of a vector; the last three go on with the reason."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,18 @@ class Order:
 
 
 class ResidentPool:
-    """Resident vectors by digest. `status` answers 'loading', 'ready' or 'failed: why'."""
+    """Resident vectors by digest; `status` tells the state of each.
 
-    def __init__(self, store: DirectoryStore, stager: Stager) -> None:
-        self._files = ServableFiles(store)
+    base_fingerprint: vectors of another base are refused; None accepts all.
+    """
+
+    def __init__(
+        self, files: TieredFiles, stager: Stager, base_fingerprint: str | None = None
+    ) -> None:
+        self._files = files
         self._stager = stager
+        self._base_fingerprint = base_fingerprint
+        self.num_loads, self.load_seconds = 0, 0.0
         self._orders: dict[str, Order] = {}
         self._status: dict[str, str] = {}
         self._sites: dict[Order, list[Site]] = {}
@@ -79,7 +87,7 @@ class ResidentPool:
                     job(order)
                 except Exception as error:
                     logger.exception("task vector sha256:%s: the loader failed", order.digest)
-                    self._finish(order, FAILED + _reason(error))
+                    self._finish(order, failure(error))
 
     def _finish(self, order: Order, status: str) -> None:
         if self._is_wanted(order):
@@ -91,8 +99,12 @@ class ResidentPool:
     def _load(self, order: Order) -> None:
         if not self._is_wanted(order):
             return
+        begin = time.monotonic()
         try:
-            vector = read_vector(self._files.path(order.digest), expected_digest=order.digest)
+            data = self._files.load(order.digest)
+            with VectorReader(data) as reader:
+                check_against_base(reader.header, None, self._base_fingerprint)
+            vector = read_vector(data)
             staged = self._stager.stage(vector, order.column)
             self._sites[order] = [site for site, _ in staged]
             for site, deltas in staged:
@@ -100,6 +112,8 @@ class ResidentPool:
         except Exception:
             self._uninstall(order)
             raise
+        self.num_loads += 1
+        self.load_seconds += time.monotonic() - begin
         self._finish(order, READY)
 
     def _uninstall(self, order: Order) -> None:
@@ -111,8 +125,12 @@ class ResidentPool:
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
 
-def _reason(error: Exception) -> str:
-    """What a client may know; the texts of other libraries may hold paths."""
+def failure(error: Exception) -> str:
+    """A state that says what a client may know; the texts of other libraries may hold paths."""
+    if isinstance(error, VectorNotFound):
+        return MISSING + str(error)
+    if isinstance(error, TierUnavailable):
+        return AWAY + str(error)
     if isinstance(error, TaskVectorError):
-        return str(error)
-    return f"{type(error).__name__}; the engine's log says more"
+        return FAILED + str(error)
+    return f"{FAILED}{type(error).__name__}; the engine's log says more"

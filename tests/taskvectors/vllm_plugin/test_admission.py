@@ -21,6 +21,7 @@ from taskvectors.errors import (
 from taskvectors.format import write_vector
 from taskvectors.spec import Loadout, LoadoutItem
 from taskvectors.store import DirectoryStore
+from taskvectors.store.tiered import TieredFiles
 from taskvectors.vector import BaseInfo, DenseDelta, TaskVector
 from taskvectors.vllm_plugin.admission import Admission
 from taskvectors.vllm_plugin.config import PluginConfig
@@ -36,6 +37,7 @@ class FakeWorker:
         self.loads: list[str] = []
         self.evictions: list[str] = []
         self.columns: dict[str, int] = {}
+        self.prefetched: list[str] = []
         self.hold = False
         self.broken = False
         self._states = states or {}
@@ -48,6 +50,9 @@ class FakeWorker:
         assert not set(load.values()) & set(self.columns.values()), "a column was given twice"
         self.loads += load
         self.columns |= load
+
+    async def prefetch(self, digests: list[str]) -> None:
+        self.prefetched += digests
 
     async def status(self) -> Mapping[str, str]:
         if self.broken:
@@ -75,7 +80,8 @@ def digests(tmp_path: Path) -> list[str]:
 def _admission(tmp_path: Path, worker: FakeWorker, **settings: object) -> Admission:
     values = {"pool_bytes": 2 * 4 * SIZE, "admission_timeout_s": 5.0, **settings}
     config = PluginConfig(store=tmp_path / "store", **values)  # type: ignore[arg-type]
-    return Admission(config, worker, value_bytes=4, sparse_value_bytes=4)
+    files = TieredFiles(config.store, config.tiers, with_memory=False)
+    return Admission(config, worker, files, value_bytes=4, sparse_value_bytes=4)
 
 
 def _mix(*digests: str) -> Loadout:

@@ -20,17 +20,22 @@ from taskvectors.errors import (
     TaskVectorError,
     UnsupportedEngine,
     VectorLoadFailed,
+    VectorNotFound,
 )
 from taskvectors.format import read_vector
 from taskvectors.merge.compose import Composed, compose
 from taskvectors.spec import Loadout, LoadoutItem
 from taskvectors.store import DirectoryStore
-from taskvectors.store.composed import ComposedStore, ServableFiles, composed_key
+from taskvectors.store.composed import ComposedStore, composed_key
+from taskvectors.store.settings import TierSettings
+from taskvectors.store.tiered import TieredFiles
 from taskvectors.vllm_plugin import compat, composer
 from taskvectors.vllm_plugin.admission import Admission
 from taskvectors.vllm_plugin.composer import MAX_RUNNING, ChildProcess, Composer
 from taskvectors.vllm_plugin.config import PluginConfig
-from taskvectors.vllm_plugin.endpoint import LoadoutMiddleware, Registry, admitted
+from taskvectors.vllm_plugin.endpoint import LoadoutMiddleware
+from taskvectors.vllm_plugin.pool import failure
+from taskvectors.vllm_plugin.service import Registry, admitted
 from tests.taskvectors.merge.test_compose import FINGERPRINT, draw, job, stored, ties
 
 A, B = "a" * 64, "b" * 64
@@ -353,7 +358,7 @@ class LoadingWorker:
     """The worker's pool: reads files as the real one does, and stages nothing."""
 
     def __init__(self, root: Path) -> None:
-        self._files = ServableFiles(DirectoryStore(root))
+        self._files = TieredFiles(root, TierSettings(), with_memory=True)
         self._status: dict[str, str] = {}
         self.loads: list[str] = []
 
@@ -362,17 +367,18 @@ class LoadingWorker:
         for digest in load:
             self.loads.append(digest)
             try:
-                read_vector(self._files.path(digest), expected_digest=digest)
+                read_vector(self._files.load(digest))
                 self._status[digest] = "ready"
             except TaskVectorError as error:
-                self._status[digest] = f"failed: {error}"
+                self._status[digest] = failure(error)
 
     async def status(self) -> Mapping[str, str]:
         return dict(self._status)
 
 
 def admission(root: Path, worker: Any) -> Admission:
-    return Admission(config(root), worker, value_bytes=4, sparse_value_bytes=4)
+    files = TieredFiles(root, TierSettings(), with_memory=False)
+    return Admission(config(root), worker, files, value_bytes=4, sparse_value_bytes=4)
 
 
 @pytest.mark.parametrize("where", [5, 200, -1])
@@ -433,7 +439,7 @@ def test_a_damaged_vector_of_a_linear_loadout_is_an_error(
     async def test() -> None:
         linear = Loadout.build([LoadoutItem(digests[0], 1.0)])
         composing = Composer(config(tmp_path), FakeRun(tmp_path))
-        with pytest.raises(VectorLoadFailed):
+        with pytest.raises(VectorNotFound, match="no tier of the store has a sound"):
             async with admitted(composing, admission(tmp_path, LoadingWorker(tmp_path)), linear):
                 pass
 
@@ -520,7 +526,12 @@ def test_a_client_that_leaves_gives_up_its_place_in_line(
         busy, late = (ties(digests, density=d / 10) for d in (1, 3)), ties(digests)
         running = [asyncio.create_task(_ask(middleware, loadout)) for loadout in busy]
         await until(lambda: run.running == MAX_RUNNING)
-        scope = {"type": "http", "headers": [(b"x-taskvectors-loadout", late.canonical.encode())]}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/completions",
+            "headers": [(b"x-taskvectors-loadout", late.canonical.encode())],
+        }
         leaving = asyncio.create_task(middleware(scope, arriving.get, None))  # type: ignore[arg-type]
         await until(lambda: late.digest in service.composer._flights)
         arriving.put_nowait({"type": "http.disconnect"})
@@ -567,7 +578,11 @@ async def _ask(middleware: LoadoutMiddleware, loadout: Loadout | None) -> int:
     async def receive() -> Any:
         await asyncio.Event().wait()
 
-    await middleware({"type": "http", "headers": headers}, receive, send)
+    await middleware(
+        {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers},
+        receive,
+        send,
+    )
     return statuses[0]
 
 

@@ -13,7 +13,12 @@ from taskvectors.vllm_plugin import endpoint
 from taskvectors.vllm_plugin.endpoint import Inbox, LoadoutMiddleware
 
 LOADOUT = Loadout.build([LoadoutItem("a" * 64, 0.5)])
-SCOPE = {"type": "http", "headers": [(endpoint.HEADER, LOADOUT.canonical.encode())]}
+SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": "/v1/completions",
+    "headers": [(endpoint.HEADER, LOADOUT.canonical.encode())],
+}
 GONE = {"type": "http.disconnect"}
 
 
