@@ -107,7 +107,7 @@ def record(row: LoadoutRow) -> SavedLoadout:
     )
 
 
-def _rows(reference: Reference) -> Select[tuple[LoadoutRow]]:
+def _rows(reference: Reference) -> Select[LoadoutRow]:
     path = path_of(reference)
     return (
         select(LoadoutRow)

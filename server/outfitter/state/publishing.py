@@ -47,19 +47,13 @@ def publish(session: Session, reference: Reference, publication: Publication) ->
 def add_version(
     session: Session, name: NameRow, number: int, publication: Publication, created: int
 ) -> int:
-    """The id of a version that is the latest from now on."""
-    session.flush()
-    session.execute(
-        update(VersionRow)
-        .where(VersionRow.key == name.key, VersionRow.is_latest)
-        .values(is_latest=False)
-    )
+    """The id of a new version."""
     facts = publication.facts
     row = VersionRow(
         key=name.key,
         number=number,
         digest=facts.digest,
-        is_latest=True,
+        is_latest=False,
         deleted=False,
         created=created,
         publisher=publication.publisher,
@@ -76,6 +70,7 @@ def add_version(
     set_details(row, name.path, publication.details)
     session.add(row)
     session.flush()
+    choose_latest(session, name.key)
     return row.id
 
 
@@ -104,7 +99,7 @@ def remove(session: Session, reference: Reference) -> Deletion:
         session.execute(buried.values(deleted=True, is_latest=False))
     for batch in batched([row.id for row in rows if row.digest not in needed]):
         session.execute(delete(VersionRow).where(VersionRow.id.in_(batch)))
-    _choose_latest(session, key_of(path))
+    choose_latest(session, key_of(path))
     pairs = [((path, row.number), row.digest in needed) for row in reversed(rows)]
     return Deletion(
         tuple(pair for pair, stays in pairs if not stays),
@@ -142,16 +137,13 @@ def _needed(session: Session, digests: Sequence[str]) -> set[str]:
     return found
 
 
-def _choose_latest(session: Session, key: str) -> None:
-    """Make the newest version that is left the latest, unless it is so."""
-    newest = session.scalars(
-        select(VersionRow)
-        .where(VersionRow.key == key, ~VersionRow.deleted)
-        .order_by(VersionRow.number.desc())
-        .limit(1)
-    ).first()
-    if newest is not None and not newest.is_latest:
-        newest.is_latest = True
+def choose_latest(session: Session, key: str) -> None:
+    """Make the newest version that is not deleted the latest, and no other."""
+    living = select(VersionRow.id).where(VersionRow.key == key, ~VersionRow.deleted)
+    newest = session.scalar(living.order_by(VersionRow.number.desc()).limit(1))
+    former = update(VersionRow).where(VersionRow.key == key, VersionRow.is_latest)
+    session.execute(former.where(VersionRow.id != newest).values(is_latest=False))
+    session.execute(update(VersionRow).where(VersionRow.id == newest).values(is_latest=True))
 
 
 def name_row(session: Session, reference: Reference) -> NameRow:

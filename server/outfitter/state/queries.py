@@ -72,9 +72,7 @@ def _question(query: Query) -> dict[str, object]:
     return {key: value for key, value in asdict(query).items() if key not in ("limit", "after")}
 
 
-def _ordered(
-    statement: Select[tuple[VersionRow]], query: Query, order: Order
-) -> Select[tuple[VersionRow]]:
+def _ordered(statement: Select[VersionRow], query: Query, order: Order) -> Select[VersionRow]:
     descends = query.order.startswith("-")
     return statement.order_by(*(c.desc() if descends else c.asc() for c in order.columns))
 
@@ -84,7 +82,7 @@ def _beyond(order: Order, position: list[str | int], descends: bool) -> ColumnEl
     return row < tuple_(*position) if descends else row > tuple_(*position)
 
 
-def _filtered(query: Query) -> Select[tuple[VersionRow]]:
+def _filtered(query: Query) -> Select[VersionRow]:
     statement = select(VersionRow).where(_which(query))
     if query.namespace is not None:
         statement = statement.where(_in_namespace(key_of(query.namespace)))

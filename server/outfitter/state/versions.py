@@ -52,7 +52,7 @@ def parse_name(text: str) -> Reference:
     return reference
 
 
-def rows_of(reference: Reference) -> Select[tuple[VersionRow]]:
+def rows_of(reference: Reference) -> Select[VersionRow]:
     """The living versions that the reference names, newest first."""
     path = path_of(reference)
     query = (
