@@ -121,10 +121,6 @@ def _session(place: Place, plain_http: bool) -> Iterator["_Session"]:
         yield _Session(place, _client(oras, requests, place, plain_http or place.is_loopback))
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise SourceFailed(f"the registry {place.host} does not answer: {error}") from error
-    except InvalidConfig:
-        raise
-    except (ValueError, TypeError, LookupError, oras.auth.AuthenticationException) as error:
-        raise SourceFailed(f"the registry {place.host} refuses {place}: {error}") from error
 
 
 def _client(oras: Any, requests: Any, place: Place, insecure: bool) -> Any:
@@ -144,8 +140,19 @@ def _client(oras: Any, requests: Any, place: Place, insecure: bool) -> Any:
     for prefix in ("http://", "https://"):
         client.session.mount(prefix, Timed())
     client.session.headers["Accept-Encoding"] = "identity"
-    client.do_request = functools.partial(type(client).do_request.__wrapped__, client)
+    client.do_request = functools.partial(_request, client, place)
     return client
+
+
+def _request(client: Any, place: Place, *args: Any, **options: Any) -> Any:
+    """What oras does for a request, once."""
+    try:
+        return type(client).do_request.__wrapped__(client, *args, **options)
+    except (ValueError, AttributeError) as error:  # of oras: there is no login to answer with
+        raise SourceFailed(
+            f"the registry {place.host} refuses {place}: it asks for a login that"
+            f" ~/.docker/config.json does not have ({type(error).__name__})"
+        ) from error
 
 
 class _Session:
@@ -208,6 +215,8 @@ class _Session:
             "Content-Type": "application/octet-stream",
             "Content-Length": str(descriptor.size),
         }
+        if hasattr(self._client.auth, "_basic_auth"):  # oras would send the body once without
+            headers |= self._client.auth.get_auth_header()
         self._check(self._client.do_request(str(url), "PUT", data=body, headers=headers), "blob")
 
     def _begin(self) -> str:
@@ -253,7 +262,7 @@ class _Body:
 
 @dataclass
 class _Counted:
-    """A file that tells what was read of it."""
+    """A file that tells what was read of it, and begins anew after its end."""
 
     source: Any
     size: int
@@ -264,5 +273,7 @@ class _Counted:
 
     def read(self, size: int = -1, /) -> bytes:
         block: bytes = self.source.read(size)
+        if not block:
+            self.source.seek(0)
         self.progress(len(block), self.size)
         return block
