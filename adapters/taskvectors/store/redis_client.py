@@ -33,11 +33,12 @@ class RedisClient:
         self._options: dict[str, Any] = {
             "socket_timeout": timeout_s,
             "socket_connect_timeout": timeout_s,
-            "socket_keepalive": True,
             "socket_read_size": 1 << 20,
             "retry": Retry(NoBackoff(), 0),  # the breaker tries again
             "protocol": 2,
         }
+        if not self._url.startswith("unix:"):
+            self._options["socket_keepalive"] = True
         self._lock = threading.Lock()
         self._cluster: RedisCluster | None = None
         self._server = self._open()
@@ -50,8 +51,8 @@ class RedisClient:
         except (ValueError, TypeError, redis.RedisError):
             # Their messages may quote the part of a broken URL that holds the password.
             raise UnsupportedEngine(
-                f"the Redis URL {self.where!r} cannot be used: check its port and the options after"
-                " '?'; a password needs percent-encoding"
+                "the Redis URL cannot be used: check its port and the options after '?'; a password"
+                " needs percent-encoding"
             ) from None
         return client
 

@@ -99,7 +99,7 @@ class RedisTier:
             try:
                 self._put(digest, manifest, data)
             except redis.ResponseError as error:
-                if "OOM" not in str(error):
+                if not isinstance(error, redis.OutOfMemoryError) and "OOM" not in str(error):
                     raise
                 self._warn_full(error)
                 return False
