@@ -12,7 +12,9 @@ from outfitter.commands import (
     imports,
     interference,
     merge,
+    oci,
     serve,
+    sign,
     transfers,
     vectors,
 )
@@ -61,6 +63,10 @@ app.command()(vectors.show)
 app.command()(vectors.tag)
 app.command()(vectors.untag)
 app.command()(vectors.delete)
+app.command()(sign.keygen)
+app.command()(sign.sign)
+app.command()(sign.verify)
+app.add_typer(oci.oci, name="oci")
 
 
 def _print_version(wanted: bool) -> None:

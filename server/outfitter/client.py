@@ -37,8 +37,12 @@ class GatewayClient:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        try:
+            parts = urlsplit(self.url)
+            is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
+        except ValueError:
+            is_url = False
+        if not is_url:
             raise GatewayError(f"unsupported --url {url!r}; use http://host:8000 or https://host")
         self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False)
 

@@ -140,6 +140,7 @@ def pull(
         lists = {key: list(details.get(key, ())) for key in ("languages", "labels")}
         draft = {**details, **lists, "name": name, "tags": tag or []}
         _publish(place, file, {**draft, "signature": fetched.signature})
+    _say_source(fetched)
 
 
 def _pull_to_file(source: str, out_file: Path, limit: int) -> None:
@@ -154,6 +155,7 @@ def _pull_to_file(source: str, out_file: Path, limit: int) -> None:
     if fetched.signature:
         signed = out_file.with_name(f"{out_file.name}.sig")
         signed.write_text(fetched.signature, "utf-8")
+    _say_source(fetched)
     files.print_file(out_file, file_digest(out_file), out_file.stat().st_size)
 
 
@@ -165,10 +167,13 @@ def _fetch(source: str, target: Path, limit: int) -> Fetched:
             bar.update(task, advance=step, total=total)
 
         fetched = fetch(source, target, limit=limit, allowed=None, progress=show)
+    return fetched
+
+
+def _say_source(fetched: Fetched) -> None:
     revision = f" at {fetched.revision}" if fetched.revision else ""
     line = f"pulled {fetched.source}{revision}"
     err.print(printable(line), highlight=False, markup=False, soft_wrap=True)
-    return fetched
 
 
 def _publish(place: Place, file: Path, draft: Mapping[str, object]) -> None:

@@ -30,7 +30,7 @@ class Allowed:
     def covers(self, location: Location) -> bool:
         """Whether a prefix covers it; of a local path the real one counts."""
         if is_local(location):
-            return location.is_absolute and self.root_of(local_path(location)) is not None
+            return location.is_absolute and all(map(self.root_of, local_paths(location)))
         return any(_under(prefix, location) for prefix in self.prefixes)
 
     def root_of(self, path: Path) -> Path | None:
@@ -39,7 +39,7 @@ class Allowed:
             real = path.resolve()
         except (OSError, RuntimeError):  # links in a circle
             return None
-        roots = (local_path(prefix).resolve() for prefix in self.prefixes if is_local(prefix))
+        roots = (local_paths(prefix)[0].resolve() for prefix in self.prefixes if is_local(prefix))
         return next((root for root in roots if real.is_relative_to(root)), None)
 
     @property
@@ -54,12 +54,12 @@ def is_local(location: Location) -> bool:
     return location.scheme in LOCAL and not location.authority
 
 
-def local_path(location: Location) -> Path:
-    """The folder or file of a `file:` or `oci:` URL, without the tag of the latter."""
-    if location.scheme == "file":
-        return Path(unquote(location.path))
-    folder, colon, tag = location.path.rpartition(":")
-    return Path(folder if colon and "/" not in tag else location.path)
+def local_paths(location: Location) -> tuple[Path, ...]:
+    """What a `file:` or `oci:` URL may name; what is after a colon in the latter may be a tag."""
+    path = unquote(location.path)
+    if location.scheme == "file" or ":" not in path:
+        return (Path(path),)
+    return Path(path), Path(path.rpartition(":")[0])
 
 
 def _under(prefix: Location, location: Location) -> bool:

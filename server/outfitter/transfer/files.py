@@ -12,7 +12,7 @@ import fsspec
 
 from outfitter.errors import SourceFailed, SourceNotAllowed
 from outfitter.transfer.adapters import fetch_adapter
-from outfitter.transfer.allowed import Allowed, local_path
+from outfitter.transfer.allowed import Allowed, local_paths
 from outfitter.transfer.download import download
 from outfitter.transfer.fetched import Fetched, Progress
 from outfitter.transfer.locations import WEB, Location
@@ -88,7 +88,7 @@ def _open_local(location: Location, allowed: Allowed | None) -> BinaryIO:
     Raises SourceFailed, SourceNotAllowed.
     """
     try:
-        real = local_path(location).resolve(strict=True)
+        real = local_paths(location)[0].resolve(strict=True)
         root = real.parent if allowed is None else allowed.root_of(real)
         if root is None:
             raise SourceNotAllowed(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urldefrag, urljoin, urlsplit
@@ -16,6 +17,8 @@ from taskvectors.errors import InvalidReference
 MAX_REDIRECTS = 5
 MAX_DOCUMENT = 4 << 20
 """Bytes of an answer that is read whole, such as JSON or a card."""
+BACKOFF_S = 0.25
+"""The first pause after a connection that broke; later ones are longer."""
 TIMEOUT = httpx.Timeout(30, connect=10)
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -55,14 +58,18 @@ class Web:
 
     def document(self, url: str) -> bytes | None:
         """A small body; None for a 404. Raises SourceFailed, SourceNotAllowed."""
-        try:
-            with self.get(url) as response:
-                if response.status_code == 404:
-                    return None
-                check_status(url, response)
-                return _read(url, response)
-        except httpx.HTTPError as error:
-            raise unreachable(url, error) from error
+        for pause in (BACKOFF_S, 4 * BACKOFF_S, None):
+            try:
+                with self.get(url) as response:
+                    if response.status_code == 404:
+                        return None
+                    check_status(url, response)
+                    return _read(url, response)
+            except httpx.HTTPError as error:
+                if pause is None:
+                    raise unreachable(url, error) from error
+                time.sleep(pause)
+        raise AssertionError
 
     def json(self, url: str) -> dict[str, Any]:
         """A JSON object; raises SourceFailed, SourceNotAllowed."""

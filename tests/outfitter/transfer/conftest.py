@@ -17,3 +17,4 @@ def web() -> Iterator[WebServer]:
 def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests do not wait for servers to come back."""
     monkeypatch.setattr("outfitter.transfer.download.BACKOFF_S", 0.001)
+    monkeypatch.setattr("outfitter.transfer.web.BACKOFF_S", 0.001)

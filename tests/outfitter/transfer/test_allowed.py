@@ -197,11 +197,25 @@ def test_nothing_leads_out_of_a_local_folder(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "t").exists()
 
 
-@pytest.mark.parametrize("url", ["oci:{out}", "oci:{out}:v1", "oci:{folder}/link:v1", "oci:open"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "oci:{out}",
+        "oci:{out}:v1",
+        "oci:{folder}/link:v1",
+        "oci:{folder}/link%3Av1",
+        "oci:{folder}/li%6Ek:v1",
+        "oci:{folder}/named:v1",
+        "oci:{folder}/named%3Av1",
+        "oci:open",
+        "oci:open:v1",
+    ],
+)
 def test_an_oci_folder_is_local_too(tmp_path: Path, url: str) -> None:
-    """A tag at its end does not hide where it leads."""
+    """A tag at its end does not hide where it leads, and may be a part of a name."""
     folder, outside, prefixes = local(tmp_path)
     (folder / "link").symlink_to(outside)
+    (folder / "named:v1").symlink_to(outside)
     with pytest.raises(SourceNotAllowed):
         fetch(url.format(out=outside, folder=folder), tmp_path / "t", limit=99, allowed=prefixes)
 

@@ -78,6 +78,7 @@ def serving() -> Iterator[WebServer]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # clients that leave are no news
     server.daemon_threads = True
     found.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -94,7 +95,7 @@ def serving() -> Iterator[WebServer]:
 class CuttingProxy:
     """Forwards to `target`; cuts each connection after so many bytes, while `cuts` has some.
 
-    upwards: counts what the client sends, else what it is sent.
+    upwards: counts what the client sends, else what it is sent. sent, received: bytes of all clients.
     """
 
     target: int
@@ -102,6 +103,8 @@ class CuttingProxy:
     upwards: bool = False
     port: int = 0
     connections: int = 0
+    sent: int = 0
+    received: int = 0
 
     @property
     def url(self) -> str:
@@ -112,25 +115,28 @@ class CuttingProxy:
         left = self.cuts.pop(0) if self.cuts else None
         with client, socket.create_connection(("127.0.0.1", self.target)) as server:
             up = threading.Thread(
-                target=pump, args=(client, server, left if self.upwards else None), daemon=True
+                target=self.pump, args=(client, server, left if self.upwards else None, True)
             )
             up.start()
-            pump(server, client, None if self.upwards else left)
+            self.pump(server, client, None if self.upwards else left)
             up.join()
 
-
-def pump(source: socket.socket, target: socket.socket, left: int | None) -> None:
-    """Forward until the end, or until `left` bytes are through: then both are shut."""
-    with contextlib.suppress(OSError):
-        while chunk := source.recv(4096 if left is None else min(4096, left) or 1):
-            target.sendall(chunk)
-            if left is not None:
-                left -= len(chunk)
-                if left <= 0:
-                    break
-    for end in (source, target):
+    def pump(
+        self, source: socket.socket, target: socket.socket, left: int | None, is_up: bool = False
+    ) -> None:
+        """Forward until the end, or until `left` bytes are through: then both are shut."""
         with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+            while chunk := source.recv(65536 if left is None else min(65536, left)):
+                target.sendall(chunk)
+                self.sent += len(chunk) * is_up
+                self.received += len(chunk) * (not is_up)
+                if left is not None:
+                    left -= len(chunk)
+                    if left <= 0:
+                        break
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager
