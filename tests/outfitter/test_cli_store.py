@@ -303,6 +303,9 @@ def test_a_pull_publishes_what_a_source_says(
         assert entry[key] == original[key], key
     assert entry["is_signed"]
     assert place.good("show", place.name("mine"), "--card") == CARD
+    place.good("pull", url, "--name", place.name("other"), "--license", "MIT", "--label", "x")
+    entry = place.json("show", place.name("other"))
+    assert (entry["license"], entry["labels"], entry["languages"]) == ("MIT", ["x"], ["en"])
 
 
 def test_a_pull_writes_a_file(file: Path, tmp_path: Path) -> None:
@@ -319,7 +322,8 @@ def test_a_pull_writes_a_file(file: Path, tmp_path: Path) -> None:
     fails(pull.run("pull", file.as_uri(), "-o", target, "--max-bytes", "10"), "at most 10")
     fails(pull.run("pull", "nowhere", "-o", target), "unsupported scheme")
     fails(pull.run("pull", file.as_uri()), "--out FILE", "--name NAME")
-    fails(pull.run("pull", file.as_uri(), "-o", target, "--url", "http://x"), "are for --name")
+    fails(pull.run("pull", file.as_uri(), "-o", target, "--url", "http://x"), "is for --name")
+    fails(pull.run("pull", file.as_uri(), "-o", target, "--license", "MIT"), "license is for")
     assert target.read_bytes() == file.read_bytes()
     assert [path.name for path in target.parent.iterdir()] == ["got.safetensors"]
 

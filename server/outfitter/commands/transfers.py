@@ -2,18 +2,27 @@
 
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from outfitter.commands import files
 from outfitter.commands.console import byte_progress, err, printable
-from outfitter.commands.places import Place, StoreOption, UrlOption, open_place
-from outfitter.commands.vectors import print_published
+from outfitter.commands.drafts import (
+    CardOption,
+    DescriptionOption,
+    LabelsOption,
+    LanguagesOption,
+    LicenseOption,
+    TagsOption,
+    draft_fields,
+    publish,
+)
+from outfitter.commands.places import StoreOption, UrlOption, open_place
 from outfitter.config import InvalidConfig, parse_size
 from outfitter.transfer.fetched import Fetched
 from outfitter.transfer.sources import fetch
@@ -22,34 +31,25 @@ from taskvectors.durable import rename
 from taskvectors.exchange.peft_folder import CONFIG
 from taskvectors.format import file_digest, validate_file
 
-MAX_CARD = 1 << 20
-"""Bytes of a card that is read from a file."""
-
-NameOption = Annotated[str, typer.Option(help="What requests will call it.")]
-TagsOption = Annotated[
-    list[str] | None, typer.Option("--tag", help="Points at this version from now on; repeatable.")
-]
-ExtractionOption = Annotated[
-    Path | None, typer.Option(help="The base's folder: with --finetuned, or for an adapter.")
-]
-
 
 def push(
-    name: NameOption,
+    name: Annotated[str, typer.Option(help="What requests will call it.")],
     source: Annotated[
         Path | None, typer.Argument(help="A task vector file, or the folder of a PEFT adapter.")
     ] = None,
-    base: ExtractionOption = None,
+    base: Annotated[
+        Path | None, typer.Option(help="The base's folder: with --finetuned, or for an adapter.")
+    ] = None,
     finetuned: Annotated[
         Path | None,
         typer.Option(help="Instead of a source: a fine-tuned checkpoint, to subtract --base from."),
     ] = None,
     tag: TagsOption = None,
-    license: Annotated[str | None, typer.Option(help="An SPDX expression.")] = None,
-    language: Annotated[list[str] | None, typer.Option(help="Such as en; repeatable.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="To be found by; repeatable.")] = None,
-    description: Annotated[str | None, typer.Option(help="A sentence.")] = None,
-    card: Annotated[Path | None, typer.Option(help="A README.md with the Hub's fields.")] = None,
+    license: LicenseOption = None,
+    language: LanguagesOption = None,
+    label: LabelsOption = None,
+    description: DescriptionOption = None,
+    card: CardOption = None,
     signature: Annotated[
         Path | None,
         typer.Option(help="Of the file, by `outfitter sign`.", show_default="SOURCE.sig, if any"),
@@ -81,26 +81,20 @@ def push(
     given = [*extraction.values(), method, lossless or None]
     if finetuned is None and any(value is not None for value in given):
         raise InvalidConfig("the options of an extraction need --base and --finetuned")
-    extraction |= {"value_dtype": dtype, "index": index, "license": None}
     if signature is not None and sign_key is not None:
         raise InvalidConfig("--signature and --sign-key exclude each other; choose one")
-    details = {"license": license, "description": description, "card": _card(card)}
-    lists = {"tags": tag, "languages": language, "labels": label}
+    fields = draft_fields(tag, license, language, label, description, card)
+    options = {**extraction, "value_dtype": dtype, "index": index, "license": None}
+
+    def extract(target: Path) -> None:
+        files.write_difference(_folder(base), _folder(finetuned), target, method, lossless, options)
+
     with (
         open_place(url, store) as place,
-        _file_of(
-            source,
-            base,
-            finetuned,
-            dtype,
-            lambda target: files.write_difference(
-                _folder(base), _folder(finetuned), target, method, lossless, extraction
-            ),
-        ) as file,
+        _file_of(source, base, finetuned, dtype, extract) as file,
     ):
-        draft = {"name": name, **details, **{key: value or [] for key, value in lists.items()}}
-        draft["signature"] = _signature(file, signature, sign_key)
-        _publish(place, file, draft)
+        found = _signature(file, signature, sign_key)
+        publish(place, file, {**fields, "name": name, "signature": found})
 
 
 def pull(
@@ -116,30 +110,41 @@ def pull(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Publish it under this name instead.")] = None,
     tag: TagsOption = None,
+    license: LicenseOption = None,
+    language: LanguagesOption = None,
+    label: LabelsOption = None,
+    description: DescriptionOption = None,
+    card: CardOption = None,
     max_bytes: Annotated[str, typer.Option(help="Largest file to accept.")] = "64GiB",
     url: UrlOption = None,
     store: StoreOption = None,
 ) -> None:
     """Fetch a task vector from somewhere else, to a file or under a name.
 
-    What its source says of it (licence, card, signature, …) is published too.
+    What its source says of it (licence, card, signature, …) is published too,
+    where no option says otherwise.
     """
     if (out_file is None) == (name is None):
         raise InvalidConfig("say where to: either --out FILE, or --name NAME to publish it")
     limit = parse_size(max_bytes)
+    said = draft_fields(tag, license, language, label, description, card)
     if name is None:
         assert out_file is not None
-        if tag or url or store:
-            raise InvalidConfig("--tag, --url and --store are for --name")
+        if said or url or store:
+            what = next(iter(said), "url" if url else "store")
+            raise InvalidConfig(f"{what} is for --name, which publishes; --out only writes a file")
         _pull_to_file(source, out_file, limit)
         return
     with open_place(url, store) as place, tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pulled.safetensors"
         fetched = _fetch(source, file, limit)
-        details = {key: value for key, value in asdict(fetched.details).items() if value}
-        lists = {key: list(details.get(key, ())) for key in ("languages", "labels")}
-        draft = {**details, **lists, "name": name, "tags": tag or []}
-        _publish(place, file, {**draft, "signature": fetched.signature})
+        told = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(fetched.details).items()
+            if value
+        }
+        draft = {**told, **said, "name": name, "signature": fetched.signature}
+        publish(place, file, draft)
     _say_source(fetched)
 
 
@@ -166,8 +171,7 @@ def _fetch(source: str, target: Path, limit: int) -> Fetched:
         def show(step: int, total: int | None) -> None:
             bar.update(task, advance=step, total=total)
 
-        fetched = fetch(source, target, limit=limit, allowed=None, progress=show)
-    return fetched
+        return fetch(source, target, limit=limit, allowed=None, progress=show)
 
 
 def _say_source(fetched: Fetched) -> None:
@@ -176,20 +180,13 @@ def _say_source(fetched: Fetched) -> None:
     err.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
-def _publish(place: Place, file: Path, draft: Mapping[str, object]) -> None:
-    with byte_progress() as bar:
-        task = bar.add_task("pushing", total=file.stat().st_size)
-        answer = place.push(file, draft, lambda step: bar.advance(task, step))
-    print_published(answer)
-
-
 @contextmanager
 def _file_of(
     source: Path | None,
     base: Path | None,
     finetuned: Path | None,
     dtype: str | None,
-    extract: Callable[[Path], Any],
+    extract: Callable[[Path], None],
 ) -> Iterator[Path]:
     """The task vector file that is meant, made where it is not one yet; raises InvalidConfig."""
     if (source is None) == (finetuned is None):
@@ -225,20 +222,6 @@ def _folder(folder: Path | None) -> Path:
     if folder is None:
         raise InvalidConfig("--finetuned needs --base, the folder of what was fine-tuned")
     return folder
-
-
-def _card(path: Path | None) -> str | None:
-    """Raises InvalidConfig."""
-    if path is None:
-        return None
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_CARD + 1)
-        if len(text) <= MAX_CARD:
-            return text.decode()
-    except (OSError, ValueError) as error:
-        raise InvalidConfig(f"cannot read --card {path}: {error}") from error
-    raise InvalidConfig(f"--card {path} has more than {MAX_CARD} bytes")
 
 
 def _signature(file: Path, given: Path | None, key: Path | None) -> str | None:
