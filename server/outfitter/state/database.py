@@ -67,7 +67,7 @@ class Database:
             except BaseException:
                 engine.dispose()
                 raise
-        self._engine = engine
+        self.engine = engine
         self._writer = engine.execution_options(**{_WRITES: True})
         self._reader = (
             engine
@@ -99,7 +99,7 @@ class Database:
 
     def close(self) -> None:
         """Close all connections that are not in use."""
-        self._engine.dispose()
+        self.engine.dispose()
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:

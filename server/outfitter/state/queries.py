@@ -25,8 +25,8 @@ _MAX_FILTER = 1024
 class Order(NamedTuple):
     """Columns of an order, the last of which tell rows apart, and the kinds of their values."""
 
-    columns: tuple[InstrumentedAttribute[Any], InstrumentedAttribute[Any]]
-    kinds: tuple[type, type]
+    columns: tuple[InstrumentedAttribute[Any], ...]
+    kinds: tuple[type, ...]
 
 
 _ORDERS = {
@@ -35,6 +35,8 @@ _ORDERS = {
     "downloads": Order((VersionRow.downloads, VersionRow.id), (int, int)),
     "size": Order((VersionRow.size, VersionRow.id), (int, int)),
 }
+_BY_NAME = Order((VersionRow.key,), (str,))
+"""Enough where each name has one row, and there the index of the latest has it."""
 
 
 def check_query(query: Query) -> None:
@@ -52,7 +54,7 @@ def check_query(query: Query) -> None:
 
 def find(session: Session, query: Query) -> Page:
     """A page of a checked query; raises InvalidDetails for a cursor of another one."""
-    order = _ORDERS[query.order.removeprefix("-")]
+    order = _order(query)
     question = _question(query)
     statement = _ordered(_filtered(query), query, order)
     if query.after is not None:
@@ -70,6 +72,16 @@ def find(session: Session, query: Query) -> Page:
 def _question(query: Query) -> dict[str, object]:
     """What two pages of one listing have in common."""
     return {key: value for key, value in asdict(query).items() if key not in ("limit", "after")}
+
+
+def _order(query: Query) -> Order:
+    wanted = query.order.removeprefix("-")
+    return _BY_NAME if wanted == "name" and not _is_every(query) else _ORDERS[wanted]
+
+
+def _is_every(query: Query) -> bool:
+    """Whether a name may have several rows; a tag points at one version of a name."""
+    return query.every_version and query.tag is None
 
 
 def _ordered(statement: Select[VersionRow], query: Query, order: Order) -> Select[VersionRow]:
@@ -103,12 +115,10 @@ def _filtered(query: Query) -> Select[VersionRow]:
 
 
 def _which(query: Query) -> ColumnElement[bool]:
-    """A tag points at one version of a name, as `latest` does."""
     if query.tag not in (None, LATEST):
         points = exists().where(TagRow.version_id == VersionRow.id, TagRow.tag == query.tag)
         return points & ~VersionRow.deleted
-    is_every = query.every_version and query.tag is None
-    return ~VersionRow.deleted if is_every else VersionRow.is_latest.is_(True)
+    return ~VersionRow.deleted if _is_every(query) else VersionRow.is_latest.is_(True)
 
 
 def _in_namespace(namespace: str) -> ColumnElement[bool]:
