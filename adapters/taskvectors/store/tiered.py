@@ -115,7 +115,8 @@ class TieredFiles:
         shared = [tier for tier in self._chain if tier.name in (ORIGIN, REDIS)]
         if not shared:
             return
-        data = self.load(digest)
+        buffer, actual = self._fill(self._disk, _key(digest))
+        data = self.load(digest) if buffer is None or actual != _key(digest) else buffer
         for tier in sorted(shared, key=lambda tier: tier.name != ORIGIN):
             try:
                 is_kept = tier.put(_key(digest), data)
