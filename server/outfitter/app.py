@@ -12,8 +12,23 @@ from starlette.responses import Response
 from outfitter.config import GatewayConfig
 from outfitter.deps import Hooks, open_gateway
 from outfitter.errors import ApiError, from_task_vector_error
-from outfitter.routes import health, interference, openai, task_vectors
+from outfitter.routes import (
+    downloads,
+    health,
+    interference,
+    loadouts,
+    metrics,
+    openai,
+    pulls,
+    task_vectors,
+    uploads,
+)
 from taskvectors.errors import TaskVectorError
+
+_ROUTES = (
+    *(health, metrics, openai, loadouts, uploads),
+    *(interference, pulls, downloads, task_vectors),  # the last takes any path below its own
+)
 
 
 def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:
@@ -28,7 +43,7 @@ def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:
     app = FastAPI(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    for routes in (health, openai, interference, task_vectors):
+    for routes in _ROUTES:
         app.include_router(routes.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(TaskVectorError, _task_vector_error)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,12 +19,12 @@ from outfitter.control.resolve import Plan, plan
 from outfitter.engine.command import engine_command, engine_environment
 from outfitter.engine.relay import Relay
 from outfitter.engine.supervisor import State, Supervisor
+from outfitter.engine.warming import Warming
 from outfitter.errors import unavailable
-from outfitter.vectors import Base, Vectors
+from outfitter.vectors import Base, Vectors, open_vectors
 from taskvectors.checkpoint import cached_fingerprint, load_base_shapes
 from taskvectors.errors import TaskVectorError
 from taskvectors.spec import RequestedLoadout
-from taskvectors.store import DirectoryStore
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ class Hooks:
     engine_log: Callable[[str], None] = log.info
     on_ready: Callable[[], None] = lambda: None
     on_failure: Callable[[str], None] = log.error
+    on_warming: Callable[[int, int], None] = lambda done, total: None  # noqa: ARG005
+    """Told how many pinned vectors of how many were tried."""
+    open_vectors: Callable[[GatewayConfig], Vectors] = lambda config: open_store(config)
     prepare_base: Callable[[GatewayConfig], Base] = lambda config: prepare_base(config)
     command: Callable[[GatewayConfig, Path, str], Sequence[str]] = engine_command
 
@@ -53,6 +56,7 @@ class Gateway:
     base: Base | None = None
     supervisor: Supervisor | None = None
     relay: Relay | None = None
+    warming: Warming | None = None
     known_fields: dict[str, frozenset[str] | None] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
@@ -74,16 +78,20 @@ class Gateway:
     async def _supervise(self, base: Base) -> None:
         self.supervisor = Supervisor(
             lambda socket: self.hooks.command(self.config, socket, base.fingerprint),
-            engine_environment(os.environ),
+            engine_environment(os.environ, self.config.tiers),
             self.hooks.engine_log,
             self.hooks.announce,
             self._on_ready,
         )
         self.relay = Relay(self.supervisor.socket)
+        self.warming = Warming(
+            self.relay, self.vectors.resolve, self.hooks.announce, self.hooks.on_warming
+        )
         self.hooks.announce("starting the engine")
         try:
             await self.supervisor.run()
         finally:
+            await self.warming.close()
             await self.relay.close()
 
     async def _on_ready(self) -> None:
@@ -91,6 +99,13 @@ class Gateway:
         openapi = await self.relay.openapi()
         self.known_fields = {name: known_fields(openapi, name) for name in OPENAI_FIELDS}
         self.hooks.on_ready()
+        assert self.warming is not None
+        self.warming.begin(self.config.pins)
+
+    def prefetch(self, digests: Iterable[str]) -> None:
+        """Let the engine load vectors that may soon be asked for; nobody waits for it."""
+        if self.reason_not_ready is None and self.warming is not None:
+            self.warming.prefetch(digests)
 
     @property
     def reason_not_ready(self) -> str | None:
@@ -122,7 +137,8 @@ class Gateway:
 @asynccontextmanager
 async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gateway]:
     """A gateway whose engine starts in the background, and is gone afterwards."""
-    gateway = Gateway(config, hooks, Vectors(DirectoryStore(config.store)))
+    vectors = await asyncio.to_thread(hooks.open_vectors, config)
+    gateway = Gateway(config, hooks, vectors)
     task = asyncio.create_task(gateway.run())
     try:
         yield gateway
@@ -130,6 +146,18 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+        await asyncio.to_thread(vectors.close)
+
+
+def open_store(config: GatewayConfig) -> Vectors:
+    """The store that a gateway was told to use; raises TaskVectorError, InvalidConfig, OSError."""
+    return open_vectors(
+        config.store,
+        database_url=config.database_url,
+        tiers=config.tiers,
+        trust=config.trust,
+        quarantine_bytes=config.quarantine_bytes,
+    )
 
 
 def prepare_base(config: GatewayConfig) -> Base:

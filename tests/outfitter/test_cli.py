@@ -1,8 +1,8 @@
 """The command line, through typer's runner."""
 
+import dataclasses
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +13,14 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
 from outfitter.cli import app
-from outfitter.commands.serve import example, listen, local_model, run
+from outfitter.commands.narrator import example, some_name, state_line
+from outfitter.commands.serve import listen, local_model, run
 from outfitter.config import InvalidConfig
+from outfitter.deps import open_store
+from outfitter.errors import CatalogUnavailable
 from taskvectors import __version__
 from taskvectors.format import file_digest, read_header
+from taskvectors.store.settings import TierSettings
 from tests.outfitter.harness import Running, free_port, make_config, make_vector
 
 
@@ -204,18 +208,27 @@ def test_a_port_in_use_is_told_before_the_engine_starts(tmp_path: Path) -> None:
 def test_the_example_names_a_vector_of_the_store(tmp_path: Path) -> None:
     """The line that is printed when the server is ready can be pasted as it is."""
     config = make_config(tmp_path)
-    assert "task_vectors" not in example(config)
-    file = make_vector(tmp_path / "v")
-    invoke("push", file, "--name", "skill", "--store", config.store)
-    assert '"task_vectors": {"skill": 1.0}' in example(config)
+    with open_store(config) as vectors:
+        assert some_name(vectors) is None
+        invoke("push", make_vector(tmp_path / "v"), "--name", "skill", "--store", config.store)
+        assert some_name(vectors) == "skill"
+    assert '"task_vectors": {"skill": 1.0}' in example(config, "skill")
+    assert "task_vectors" not in example(config, None)
 
 
-def test_a_broken_store_does_not_keep_the_server_from_being_ready(tmp_path: Path) -> None:
-    """There is an example without a task vector, too."""
-    config = make_config(tmp_path)
-    invoke("push", make_vector(tmp_path / "v"), "--name", "skill", "--store", config.store)
-    (config.store / "names" / "_" / "skill.json").write_text("{")
-    assert "task_vectors" not in example(config)
-    shutil.rmtree(config.store)
-    config.store.write_text("no folder")
-    assert "task_vectors" not in example(config)
+def test_an_unreadable_catalog_is_told_before_anything_starts(tmp_path: Path) -> None:
+    """The base is not read for nothing."""
+    state = {"database_url": "postgresql://127.0.0.1:9/none"}
+    with pytest.raises(CatalogUnavailable):
+        run(make_config(tmp_path, port=free_port(), **state))
+
+
+def test_where_the_state_is_is_told_without_passwords(tmp_path: Path) -> None:
+    """Logs are read by many."""
+    tiers = TierSettings(redis_url="redis://:secret@r:1/0", origin_url="/mnt/all")
+    config = make_config(tmp_path, database_url="postgresql://u:secret@h/d", tiers=tiers)
+    line = f"store {config.store}, catalog postgresql://h/d, redis redis://r:1/0, origin /mnt/all"
+    assert state_line(config) == line
+    assert state_line(dataclasses.replace(config, database_url=None)).endswith(
+        "catalog in it (SQLite), redis redis://r:1/0, origin /mnt/all"
+    )

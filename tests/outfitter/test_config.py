@@ -7,6 +7,7 @@ import pytest
 
 from outfitter.config import GatewayConfig, InvalidConfig, model_name, parse_size
 from outfitter.engine.command import engine_command, engine_environment
+from taskvectors.store.settings import TierSettings
 
 
 def config(**settings: object) -> GatewayConfig:
@@ -99,7 +100,20 @@ def test_the_engine_command_line() -> None:
         "base_fingerprint": "f" * 64,
         "max_vectors": 64,
         "admission_timeout_s": 30.0,
+        "tiers": {**made.tiers.public(), "order": ["memory", "redis", "disk", "origin"]},
     }
+
+
+def test_the_urls_of_the_tiers_are_in_the_environment_and_nowhere_else() -> None:
+    """A command line can be read by everybody on the machine."""
+    tiers = TierSettings(redis_url="redis://:secret@h", redis_prefix="p", redis_bytes=5)
+    made = config(tiers=tiers, database_url="postgresql://u:secret@h/d")
+    assert "secret" not in " ".join(engine_command(made, Path("/d/engine.sock"), "f" * 64))
+    inherited = {"TASKVECTORS_ORIGIN_URL": "s3://other", "OUTFITTER_DATABASE_URL": "secret"}
+    environment = engine_environment(inherited, tiers)
+    assert environment["TASKVECTORS_REDIS_URL"] == "redis://:secret@h"
+    assert not {"TASKVECTORS_ORIGIN_URL", "OUTFITTER_DATABASE_URL"} & environment.keys()
+    assert TierSettings.parse(tiers.public(), environment) == tiers
 
 
 def test_the_engine_environment() -> None:
@@ -110,9 +124,9 @@ def test_the_engine_environment() -> None:
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_CPU_KVCACHE_SPACE": "4",
     }
-    made = engine_environment(given)
+    made = engine_environment(given, TierSettings())
     assert made["PATH"] == "/bin"
     assert made["VLLM_PLUGINS"] == "taskvectors"
     assert made["VLLM_CPU_KVCACHE_SPACE"] == "4"
-    assert engine_environment({})["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    assert engine_environment({}, TierSettings())["VLLM_CPU_KVCACHE_SPACE"] == "1"
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in made

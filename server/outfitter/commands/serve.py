@@ -1,10 +1,7 @@
 """`outfitter serve`: the gateway with its engine, from start to the last drained request."""
 
 import asyncio
-import json
-import logging
 import resource
-import shlex
 import signal
 import socket
 from dataclasses import replace
@@ -16,16 +13,27 @@ import typer
 import uvicorn
 import uvloop
 from rich.markup import escape
-from rich.text import Text
 
 from outfitter.app import create_app
 from outfitter.commands.console import err
-from outfitter.config import GatewayConfig, InvalidConfig, model_name, parse_size
-from outfitter.deps import Hooks
-from taskvectors.errors import TaskVectorError
-from taskvectors.store import DirectoryStore
-
-log = logging.getLogger(__name__)
+from outfitter.commands.narrator import Narrator
+from outfitter.commands.options import (
+    DEFAULT_PREFIX,
+    DatabaseOption,
+    OriginOption,
+    PrefixOption,
+    RedisOption,
+)
+from outfitter.config import (
+    GatewayConfig,
+    InvalidConfig,
+    model_name,
+    parse_seconds,
+    parse_size,
+    parse_tiers,
+)
+from outfitter.deps import open_store
+from taskvectors.store.settings import TIERS, TierSettings
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 65
@@ -53,6 +61,37 @@ def serve(
     max_upload_bytes: Annotated[str, typer.Option(help="Largest file to accept.")] = "4GiB",
     max_body_bytes: Annotated[str, typer.Option(help="Largest request to accept.")] = "32MiB",
     max_model_len: Annotated[int | None, typer.Option(help="Longest context in tokens.")] = None,
+    database_url: DatabaseOption = None,
+    redis_url: RedisOption = None,
+    redis_prefix: PrefixOption = DEFAULT_PREFIX,
+    redis_bytes: Annotated[
+        str, typer.Option(help="Most of Redis for files, all servers together.")
+    ] = "4GiB",
+    redis_ttl: Annotated[
+        str, typer.Option(help="Redis forgets a file that nobody reads for so long.")
+    ] = "7d",
+    origin: OriginOption = None,
+    host_bytes: Annotated[
+        str, typer.Option(help="Host memory for files, beside the pool; 0 for none.")
+    ] = "1GiB",
+    tiers: Annotated[
+        str, typer.Option(help="Where files are looked for, in this order.")
+    ] = ",".join(TIERS),
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(help="A task vector that is loaded at start and stays; repeatable."),
+    ] = None,
+    allow_pull: Annotated[
+        list[str] | None,
+        typer.Option(help="Clients may pull from URLs that start so; repeatable."),
+    ] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option(help="The signature policy of each namespace.", exists=True, dir_okay=False),
+    ] = None,
+    quarantine_bytes: Annotated[
+        str, typer.Option(help="Disk for files that failed a check, kept for a look.")
+    ] = "1GiB",
     drain_seconds: Annotated[
         int, typer.Option(help="How long running requests may finish when stopping.")
     ] = 30,
@@ -72,6 +111,20 @@ def serve(
         pool_bytes=parse_size(pool_bytes),
         composed_bytes=parse_size(composed_bytes),
         compose_memory_bytes=parse_size(compose_memory),
+        tiers=TierSettings(
+            order=parse_tiers(tiers),
+            memory_bytes=parse_size(host_bytes),
+            redis_url=redis_url or None,
+            redis_prefix=redis_prefix,
+            redis_bytes=parse_size(redis_bytes),
+            redis_ttl_s=int(parse_seconds(redis_ttl)),
+            origin_url=origin or None,
+        ),
+        database_url=database_url or None,
+        pins=tuple(pin or ()),
+        pull_from=tuple(allow_pull or ()),
+        trust=trust,
+        quarantine_bytes=parse_size(quarantine_bytes),
         max_upload_bytes=parse_size(max_upload_bytes),
         max_body_bytes=parse_size(max_body_bytes),
         max_model_len=max_model_len,
@@ -92,9 +145,11 @@ def run(config: GatewayConfig, **hooks: Any) -> int:
         warning = "there is no authentication: whoever reaches this port can use and change it"
         err.print(f"[bold red]WARNING[/] listening on {escape(config.host)}; {warning}")
     listener = listen(config)
-    narrator = Narrator(config)
+    vectors = open_store(config)
+    narrator = Narrator(config, vectors)
+    given = {"open_vectors": lambda _: vectors, **hooks}
     options = uvicorn.Config(
-        create_app(config, replace(narrator.hooks, **hooks)),
+        create_app(config, replace(narrator.hooks, **given)),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -106,67 +161,6 @@ def run(config: GatewayConfig, **hooks: Any) -> int:
     with narrator, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.serve([listener]))
     return 1 if narrator.has_failed else 0
-
-
-class Narrator:
-    """Tells the person at the terminal what happens, and stops the server when it cannot serve."""
-
-    def __init__(self, config: GatewayConfig) -> None:
-        self._config = config
-        self.server: uvicorn.Server | None = None
-        self.has_failed = False
-        self._spinner = err.status("starting")
-        self.hooks = Hooks(
-            announce=self._announce,
-            engine_log=self._engine_log,
-            on_ready=self._on_ready,
-            on_failure=self._on_failure,
-        )
-
-    def __enter__(self) -> "Narrator":
-        self._spinner.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._spinner.stop()
-
-    def _announce(self, text: str) -> None:
-        self._spinner.update(escape(text))
-        err.print(f"[bold cyan]outfitter[/] {escape(text)}", highlight=False, soft_wrap=True)
-
-    def _engine_log(self, line: str) -> None:
-        text = Text(f"engine | {line}", style="dim")
-        err.print(text, highlight=False, soft_wrap=True)
-
-    def _on_ready(self) -> None:
-        self._announce(f"ready: {self._config.name} at {self._config.url}/v1")
-        self._announce(f"try: {example(self._config)}")
-        self._spinner.stop()
-
-    def _on_failure(self, text: str) -> None:
-        self.has_failed = True
-        self._spinner.stop()
-        err.print(f"[bold red]error[/] {escape(text)}", highlight=False, soft_wrap=True)
-        if self.server is not None:
-            self.server.should_exit = True
-
-
-def example(config: GatewayConfig) -> str:
-    """A curl line that works right now, with a task vector if the store has one."""
-    names = _stored_names(config.store)
-    question = {"role": "user", "content": "Tell me about tailors."}
-    fields = {"model": config.name, "max_tokens": 40, "messages": [question]}
-    body = json.dumps({**fields, "task_vectors": {names[0]: 1.0}} if names else fields)
-    url = f"{config.url}/v1/chat/completions"
-    return f"curl {url} -H 'content-type: application/json' -d {shlex.quote(body)}"
-
-
-def _stored_names(store: Path) -> list[str]:
-    try:
-        return [entry.name for entry in DirectoryStore(store).entries()]
-    except (TaskVectorError, OSError) as error:
-        log.warning("the store cannot be listed: %s", error)
-        return []
 
 
 def listen(config: GatewayConfig) -> socket.socket:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from outfitter.config import ADMISSION_TIMEOUT_S, MAX_VECTORS_RESIDENT, GatewayConfig
 from outfitter.engine.relay import ENGINE_KEEP_ALIVE_S
+from taskvectors.store.settings import ORIGIN_VARIABLE, REDIS_VARIABLE, TierSettings
 
 _SETTINGS = {
     "VLLM_PLUGINS": "taskvectors",
@@ -19,7 +20,7 @@ _SETTINGS = {
 }
 _DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 # Runtime LoRA endpoints take any path; an API key would lock the gateway itself out.
-_REMOVED = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY")
+_REMOVED = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY", "OUTFITTER_DATABASE_URL")
 
 
 def engine_command(config: GatewayConfig, socket: Path, fingerprint: str) -> list[str]:
@@ -37,10 +38,12 @@ def engine_command(config: GatewayConfig, socket: Path, fingerprint: str) -> lis
     return [*command, *config.engine_args]
 
 
-def engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the vLLM child, from that of the gateway."""
-    kept = {key: value for key, value in environment.items() if key not in _REMOVED}
-    return {**_DEFAULTS, **kept, **_SETTINGS}
+def engine_environment(environment: Mapping[str, str], tiers: TierSettings) -> dict[str, str]:
+    """The environment of the vLLM child, from that of the gateway, with the URLs of `tiers`."""
+    urls = {REDIS_VARIABLE: tiers.redis_url, ORIGIN_VARIABLE: tiers.origin_url}
+    kept = {key: value for key, value in environment.items() if key not in {*_REMOVED, *urls}}
+    given = {key: url for key, url in urls.items() if url is not None}
+    return {**_DEFAULTS, **kept, **_SETTINGS, **given}
 
 
 def _has_endpoint_plugins() -> bool:
@@ -59,5 +62,6 @@ def _additional_config(config: GatewayConfig, fingerprint: str) -> dict[str, obj
         "base_fingerprint": fingerprint,
         "max_vectors": MAX_VECTORS_RESIDENT,
         "admission_timeout_s": ADMISSION_TIMEOUT_S,
+        "tiers": config.tiers.public(),
     }
     return {"task_vectors": settings}

@@ -85,7 +85,7 @@ class Changes:
     def _hear_until_lost(self) -> None:
         """Raises RedisError, OSError."""
         assert self._url is not None
-        with closing(_client(self._url)) as client, closing(client.pubsub()) as subscription:
+        with closing(_client(self._url)) as client, closing(_subscription(client)) as subscription:
             subscription.subscribe(self.channel)
             silent_since, is_pinged = time.monotonic(), False
             while not self._closed.is_set():
@@ -94,12 +94,12 @@ class Changes:
                 elif time.monotonic() - silent_since > 2 * PING_AFTER_S:
                     raise redis.TimeoutError(f"no sign of life for {2 * PING_AFTER_S:g} s")
                 elif time.monotonic() - silent_since > PING_AFTER_S and not is_pinged:
-                    subscription.ping()  # type: ignore[no-untyped-call]
+                    subscription.ping()
                     is_pinged = True
 
     def _take(self, subscription: PubSub) -> bool:
         """Whether a message came within TIMEOUT_S, and was passed on."""
-        message = subscription.get_message(timeout=TIMEOUT_S)  # type: ignore[no-untyped-call]
+        message = subscription.get_message(timeout=TIMEOUT_S)
         if message is None:
             return False
         if message["type"] == "subscribe":
@@ -130,6 +130,10 @@ def _client(url: str) -> redis.Redis:
         socket_connect_timeout=TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
     )
+
+
+def _subscription(client: redis.Redis) -> PubSub:
+    return client.pubsub()  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _generation(data: object) -> int | None:

@@ -1,0 +1,5 @@
+"""What the store does, in numbers: for Prometheus, and as JSON."""
+
+from fastapi import APIRouter
+
+router = APIRouter()
