@@ -13,6 +13,7 @@ from outfitter.control.selection import Modules
 from outfitter.state.catalog import Catalog, catalog_url
 from outfitter.state.changes import Changes
 from outfitter.state.facts import facts_of
+from outfitter.state.legacy import import_names
 from outfitter.state.records import (
     Collected,
     Deletion,
@@ -247,7 +248,10 @@ def open_vectors(
     database_url: None for SQLite in the store's folder. trust: a policy's file, None for no policy.
     quarantine_bytes: most of broken files. Raises CatalogUnavailable, InvalidConfig, OSError.
     """
+    policy = Trust.load(trust)
     files = TieredFiles(store, tiers, with_memory=False)
     catalog = Catalog(database_url or catalog_url(store))
+    if any((store / "names").glob("*/*.json")):
+        import_names(catalog, store, lambda digest: facts_of(digest, files.header(digest)))
     resolver = Resolver(catalog, Changes(tiers.redis_url, tiers.redis_prefix))
-    return Vectors(files.store, files, catalog, resolver, Trust.load(trust), quarantine_bytes)
+    return Vectors(files.store, files, catalog, resolver, policy, quarantine_bytes)

@@ -2,12 +2,29 @@
 
 import pytest
 
+from outfitter import errors as own
 from outfitter.errors import TABLE, ApiError, from_task_vector_error
 from taskvectors import errors
 
+STATUSES = {
+    errors.StoreFull: (507, "store_full"),
+    errors.TierUnavailable: (503, "store_unavailable"),
+    own.CatalogUnavailable: (503, "catalog_unavailable"),
+    own.CatalogConflict: (409, "conflict"),
+    own.InvalidDetails: (422, "invalid_details"),
+    own.UntrustedVector: (403, "untrusted_vector"),
+    own.SourceNotAllowed: (403, "source_not_allowed"),
+    own.SourceFailed: (502, "source_failed"),
+    own.UploadNotFound: (404, "upload_not_found"),
+    own.UploadMismatch: (409, "upload_mismatch"),
+    own.UploadLocked: (423, "upload_locked"),
+    own.TooManyUploads: (429, "too_many_uploads"),
+}
+
 
 def every_error() -> list[type[errors.TaskVectorError]]:
-    found = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    both = (*vars(errors).values(), *vars(own).values())
+    found = [kind for kind in both if isinstance(kind, type)]
     return [kind for kind in found if issubclass(kind, errors.TaskVectorError)]
 
 
@@ -28,6 +45,22 @@ def test_a_library_error_becomes_openais_shape(kind: type[errors.TaskVectorError
         "code": TABLE[kind].code,
     }
     assert (error.status >= 500) == (error.type == "server_error")
+
+
+@pytest.mark.parametrize(("kind", "expected"), STATUSES.items())
+def test_an_error_of_the_store_has_its_status(
+    kind: type[errors.TaskVectorError], expected: tuple[int, str]
+) -> None:
+    """What may be tried again soon says when."""
+    error = from_task_vector_error(kind("x"))
+    assert (error.status, error.code) == expected
+    assert ("retry-after" in error.headers) == (error.status in (423, 429, 503))
+
+
+def test_every_error_of_the_gateway_is_checked_here() -> None:
+    """A new one needs a line above."""
+    mine = {kind for kind in every_error() if kind.__module__ == own.__name__}
+    assert mine <= STATUSES.keys()
 
 
 def test_an_unknown_subclass_is_treated_like_its_parent() -> None:
