@@ -125,10 +125,20 @@ def _verify(digest: str, bundle: str, key: Path) -> None:
         try:
             verifier.verify(Path(folder) / digest, path)
         except InvalidSignature as error:
-            raise UntrustedVector("the signature does not match") from error
+            raise UntrustedVector("the signature is forged or damaged") from error
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise UntrustedVector(f"{type(error).__name__}: {why}") from error
+            raise UntrustedVector(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """What the library's error means, in a few words."""
+    why = " ".join(str(error).split())
+    if why.startswith("Key mismatch"):
+        return "another key signed it"
+    if why.startswith("Signature mismatch"):
+        is_folder = "Missing files" in why
+        return f"the signature is of {'a folder: sign the file' if is_folder else 'another file'}"
+    return f"the signature cannot be read: {type(error).__name__}: {why[:200]}"
 
 
 def _known_digest(digest: str) -> Any:

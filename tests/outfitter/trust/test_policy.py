@@ -53,9 +53,9 @@ def test_a_signed_vector_of_a_namespace_passes(signed: Signed) -> None:
     trust.check("acme/json", signed.digest, signed.bundle)
     with pytest.raises(UntrustedVector, match=r"acme/json is not trusted: it has no signature"):
         trust.check("acme/json", signed.digest, None)
-    with pytest.raises(UntrustedVector, match=r"acme\.pub: ValueError: Key mismatch"):
+    with pytest.raises(UntrustedVector, match=r"acme\.pub: another key signed it"):
         trust.check("acme/json", signed.digest, signed.bundle_of(signed.file.read_bytes(), "other"))
-    with pytest.raises(UntrustedVector, match="Hash mismatch"):
+    with pytest.raises(UntrustedVector, match="is of another file"):
         trust.check("acme/json", "ab" * 32, signed.bundle)
 
 
@@ -127,7 +127,7 @@ def test_a_replaced_key_counts_without_a_restart(signed: Signed) -> None:
     trust.check("acme/json", signed.digest, signed.bundle)
     signatures.generate(signed.folder / "new.key", signed.folder / "new.pub")
     os.replace(signed.folder / "new.pub", signed.acme)
-    with pytest.raises(UntrustedVector, match="Key mismatch"):
+    with pytest.raises(UntrustedVector, match="another key"):
         trust.check("acme/json", signed.digest, signed.bundle)
 
 

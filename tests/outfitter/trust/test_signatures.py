@@ -39,13 +39,13 @@ def test_one_changed_byte_is_noticed(signed: Signed, position: int) -> None:
     data = bytearray(DATA)
     data[position] ^= 1
     signed.file.write_bytes(data)
-    with pytest.raises(UntrustedVector, match=r"acme\.pub: ValueError: Signature mismatch"):
+    with pytest.raises(UntrustedVector, match=r"acme\.pub: the signature is of another file"):
         signatures.verify(signed.file, signed.bundle, [signed.acme])
 
 
 def test_another_key_or_none_is_not_enough(signed: Signed) -> None:
     """Each key is named with its reason."""
-    with pytest.raises(UntrustedVector, match=r"other\.pub: ValueError: Key mismatch"):
+    with pytest.raises(UntrustedVector, match=r"other\.pub: another key signed it"):
         signatures.verify(signed.digest, signed.bundle, [signed.other])
     with pytest.raises(UntrustedVector, match="no key is given"):
         signatures.verify(signed.digest, signed.bundle, [])
@@ -56,13 +56,13 @@ def test_a_hint_alone_proves_nothing(signed: Signed) -> None:
     forged = json.loads(signed.bundle_of(DATA, "other"))
     hint = json.loads(signed.bundle)["verificationMaterial"]
     forged["verificationMaterial"] = hint
-    with pytest.raises(UntrustedVector, match="does not match"):
+    with pytest.raises(UntrustedVector, match="forged or damaged"):
         signatures.verify(signed.digest, json.dumps(forged), [signed.acme])
 
 
 def test_a_good_bundle_of_another_file_is_refused(signed: Signed) -> None:
     """Signatures cannot be moved."""
-    with pytest.raises(UntrustedVector, match="Hash mismatch"):
+    with pytest.raises(UntrustedVector, match="is of another file"):
         signatures.verify(signed.digest, signed.bundle_of(b"else"), [signed.acme])
 
 
@@ -131,7 +131,7 @@ def test_paths_in_a_signed_bundle_are_not_followed(
     (folder / "json.safetensors").write_bytes(DATA)
     bundle = _stock_sign(folder, signed)
     monkeypatch.setattr(Path, "glob", None)
-    with pytest.raises(UntrustedVector, match="Missing files"):
+    with pytest.raises(UntrustedVector, match="is of a folder"):
         signatures.verify(signed.digest, bundle, [signed.acme])
 
 
