@@ -78,7 +78,7 @@ def _import(session: Session, name: _Name) -> int:
         log.warning("left out the name %r of the old store: %s", name.path, error)
         return 0
     query = select(VersionRow.number, VersionRow.digest).where(VersionRow.key == row.key)
-    known: dict[int, str] = dict(session.execute(query).tuples().all())
+    known = {row.number: row.digest for row in session.execute(query)}
     row.next_version = max(row.next_version, name.next_version)
     session.flush()
     for old in name.versions:
