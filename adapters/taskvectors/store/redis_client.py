@@ -74,7 +74,7 @@ class RedisClient:
             raise TierUnavailable(
                 f"Redis at {self.where} refuses the user or password: {error}"
             ) from error
-        except redis.TimeoutError as error:
+        except (redis.TimeoutError, TimeoutError) as error:
             raise TierUnavailable(f"Redis at {self.where} did not answer in time") from error
         except (redis.RedisError, RedisClusterException, OSError) as error:
             raise TierUnavailable(f"Redis at {self.where} fails: {error}") from error

@@ -22,6 +22,7 @@ from taskvectors.store.redis_chunks import (
 )
 from taskvectors.store.redis_client import RedisClient
 from taskvectors.store.redis_index import RedisIndex
+from taskvectors.store.redis_reader import read_values
 from taskvectors.store.settings import REDIS, TierSettings
 from taskvectors.store.tier import Progress, TierStats
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _WRITING_MS = 60_000
 """What a writer that died left behind is forgotten after this time."""
+_REMEMBERED = 64
 
 
 class RedisTier:
@@ -50,12 +52,16 @@ class RedisTier:
         self._breaker = Breaker(f"Redis at {self._client.where}")
         self._counts = Counts()
         self._has_warned_full = False
+        self._opened: dict[str, Manifest] = {}  # by `size`, for the `fill` that follows
 
     def size(self, digest: str) -> int | None:
         """One round trip; a damaged manifest is dropped and counts as a miss."""
         with self._asking():
             try:
-                return self._open(digest).size
+                manifest = self._opened[digest] = self._open(digest)
+                if len(self._opened) > _REMEMBERED:
+                    self._opened.clear()
+                return manifest.size
             except VectorNotFound:
                 self._counts.add(misses=1)
                 return None
@@ -154,13 +160,36 @@ class RedisTier:
             raise self._damaged(digest, str(error)) from error
 
     def _fill(self, digest: str, buffer: memoryview, progress: Progress) -> None:
-        manifest = self._open(digest)
+        manifest = self._opened.pop(digest, None) or self._open(digest)
         if manifest.size != buffer.nbytes:
             raise self._damaged(digest, f"it has {manifest.size} bytes, not {buffer.nbytes}")
-        for number in range(len(manifest.sums)):
+        complete = (
+            0 if self._client.is_cluster else self._stream(digest, manifest, buffer, progress)
+        )
+        for number in range(complete, len(manifest.sums)):
             start, end = manifest.bounds(number)
             buffer[start:end] = self._chunk(digest, manifest, number)
             progress(end)
+
+    def _stream(
+        self, digest: str, manifest: Manifest, buffer: memoryview, progress: Progress
+    ) -> int:
+        """Chunks straight into the buffer; returns how many came."""
+        spans = [manifest.bounds(number) for number in range(len(manifest.sums))]
+
+        def arrived(number: int, count: int) -> None:
+            start, end = spans[number]
+            if start + count == end and checksum(buffer[start:end]) != manifest.sums[number]:
+                raise self._damaged(digest, f"chunk {number} is damaged")
+            progress(start + count)
+
+        return read_values(
+            self._client.get(),
+            [("HGET", self._key(digest), str(number)) for number in range(len(spans))],
+            [buffer[start:end] for start, end in spans],
+            self._settings.redis_timeout_s,
+            arrived,
+        )
 
     def _chunk(self, digest: str, manifest: Manifest, number: int) -> bytes:
         """Raises VectorNotFound, and drops the file, unless the chunk is there and sound."""
@@ -218,6 +247,7 @@ class RedisTier:
         return VectorNotFound(f"sha256:{digest} was damaged in Redis: {what}")
 
     def _unlink(self, digest: str) -> None:
+        self._opened.pop(digest, None)
         self._client.get().unlink(self._key(digest))
         self._index.forget(digest)
 

@@ -18,6 +18,7 @@ from taskvectors.store.redis_chunks import CHUNK_BYTES
 from taskvectors.store.redis_tier import RedisTier
 from taskvectors.store.settings import TierSettings
 from tests import services
+from tests.taskvectors.store import relays
 
 SEED = 11
 SIZE = 2 * CHUNK_BYTES + 12_345
@@ -378,6 +379,29 @@ def test_a_unix_socket(server: services.Valkey) -> None:
     tier = RedisTier(settings_of(server, redis_url=f"unix://{server.socket}"))
     assert put(tier)
     assert load(tier) == DATA
+
+
+def test_tls_is_checked_against_the_authority(server: services.Valkey, tmp_path: Path) -> None:
+    """The Valkey here is built without TLS, so that something else ends it in front."""
+    certificate = relays.self_signed(tmp_path)
+    with relays.tls_in_front_of(server.port, certificate) as port:
+        url = f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}"
+        tier = RedisTier(settings_of(server, redis_url=url, redis_timeout_s=5))
+        assert put(tier)
+        assert load(tier) == DATA
+        stranger = RedisTier(settings_of(server, redis_url=f"rediss://localhost:{port}/0"))
+        with pytest.raises(TierUnavailable, match="certificate"):
+            stranger.size(DIGEST)
+
+
+def test_a_server_that_trickles_is_not_waited_for(server: services.Valkey) -> None:
+    """Each byte comes in time, the chunk does not."""
+    put(RedisTier(settings_of(server)))
+    with relays.slow_in_front_of(server.port) as port:
+        url = f"redis://127.0.0.1:{port}/0"
+        tier = RedisTier(settings_of(server, redis_url=url, redis_timeout_s=0.5))
+        with pytest.raises(TierUnavailable, match="in time"):
+            load(tier)
 
 
 @pytest.mark.parametrize(
