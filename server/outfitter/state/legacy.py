@@ -62,7 +62,10 @@ def import_names(catalog: Catalog, store_root: Path, facts: Facts) -> int:
     folder = store_root / _FOLDER
     if not folder.is_dir():
         return 0
-    names = list(_names(folder, facts))
+    try:
+        names = list(_names(folder, facts))
+    except FileNotFoundError:  # another process took it over meanwhile
+        return 0
     with catalog.database.writing() as session:
         added = sum(_import(session, name) for name in names)
     _rename(folder)

@@ -93,6 +93,7 @@ def test_a_file_that_cannot_be_dropped_is_told(catalog: Catalog) -> None:
 
 def test_a_claim_waits_for_the_collector(catalog: Catalog) -> None:
     """A publisher who claims while its file is dropped places it after that."""
+    catalog.claim(digest_of(1))  # so that there is a row to lock
     order: list[str] = []
     dropping = threading.Event()
 
