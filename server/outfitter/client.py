@@ -9,6 +9,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from outfitter.errors import shorten
+from outfitter.urls import shown
 
 MAX_ANSWER = 64 << 20
 """Bytes of an answer that is read."""
@@ -37,13 +38,17 @@ class GatewayClient:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self.name = shown(self.url)
+        """The same without user and password, to be printed."""
         try:
             parts = urlsplit(self.url)
             is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
         except ValueError:
             is_url = False
         if not is_url:
-            raise GatewayError(f"unsupported --url {url!r}; use http://host:8000 or https://host")
+            raise GatewayError(
+                f"unsupported --url {self.name!r}; use http://host:8000 or https://host"
+            )
         self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False)
 
     def __enter__(self) -> Self:
@@ -82,7 +87,7 @@ class GatewayClient:
         """The JSON object that is answered."""
         fields = _object(self.request(method, path, **options).content)
         if fields is None:
-            raise GatewayError(f"{self.url} does not answer as a gateway: no JSON object")
+            raise GatewayError(f"{self.name} does not answer as a gateway: no JSON object")
         return fields
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -95,7 +100,7 @@ class GatewayClient:
             for chunk in response.iter_bytes():
                 body += chunk
                 if len(body) > MAX_ANSWER:
-                    raise GatewayError(f"{self.url} answers with more than {MAX_ANSWER} bytes")
+                    raise GatewayError(f"{self.name} answers with more than {MAX_ANSWER} bytes")
             status, headers = response.status_code, response.headers
         if not 200 <= status < 300:
             raise _refusal(status, bytes(body))
@@ -107,7 +112,7 @@ class GatewayClient:
         try:
             yield
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            raise Unreachable(f"cannot reach the gateway at {self.url}: {error}") from error
+            raise Unreachable(f"cannot reach the gateway at {self.name}: {error}") from error
 
 
 def _path(reference: str) -> str:

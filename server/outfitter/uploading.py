@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
+
 from outfitter.client import GatewayClient, GatewayError, GatewayRefused, Unreachable
 from taskvectors.durable import replacing
 from taskvectors.format import file_digest
@@ -44,6 +46,8 @@ class Uploading:
         self._told = 0
         self._is_asked = False
         """Whether the gateway was asked to publish it."""
+        self._is_met = False
+        """Whether there was a gateway at all."""
 
     def publish(self, draft: Mapping[str, object]) -> dict[str, Any]:
         """Upload what is missing, then publish it as `draft` says; the gateway's answer.
@@ -57,7 +61,8 @@ class Uploading:
                 return self._checked(self._attempt(draft))
             except GatewayError as error:
                 failures = 0 if self._offset > before else failures + 1
-                if not _is_passing(error) or failures >= ATTEMPTS:
+                self._is_met |= not isinstance(error.__cause__, httpx.ConnectError)
+                if not self._is_met or not _is_passing(error) or failures >= ATTEMPTS:
                     raise
             time.sleep(BACKOFF_S * 2**failures)
 
@@ -103,6 +108,7 @@ class Uploading:
             return None
         if _number(found.headers, "upload-length") != self._size:
             return None
+        self._is_met = True
         self._reached(_number(found.headers, "upload-offset"))
         return upload
 
@@ -111,11 +117,12 @@ class Uploading:
         found = self._client.request("POST", "/v1/uploads", headers=headers)
         upload: str = urlsplit(found.headers.get("location", "")).path.rpartition("/")[2]
         if not _ID.fullmatch(upload):
-            raise GatewayError(f"{self._client.url} does not say where to upload to")
+            raise GatewayError(f"{self._client.name} does not say where to upload to")
         with contextlib.suppress(OSError):  # a rerun would start again, no more
             self._note.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._note) as note:
                 note.write(upload.encode())
+        self._is_met = True
         self._reached(0)
         return upload
 
@@ -130,7 +137,7 @@ class Uploading:
         answer = self._client.request("PATCH", path, headers=headers, content=self._rest())
         self._reached(_number(answer.headers, "upload-offset"))
         if self._offset != self._size:
-            raise Unreachable(f"{self._client.url} took {self._offset} bytes of {self._size}")
+            raise Unreachable(f"{self._client.name} took {self._offset} bytes of {self._size}")
 
     def _rest(self) -> Iterator[bytes]:
         left = self._size - self._offset
@@ -152,7 +159,7 @@ class Uploading:
     def _checked(self, answer: dict[str, Any]) -> dict[str, Any]:
         if answer.get("digest") != f"sha256:{self.digest}":
             raise GatewayError(
-                f"{self._client.url} published {str(answer.get('digest'))[:80]!r}, not"
+                f"{self._client.name} published {str(answer.get('digest'))[:80]!r}, not"
                 f" sha256:{self.digest}"
             )
         return answer

@@ -13,13 +13,15 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
 from outfitter.cli import app
-from outfitter.trust.signatures import generate
-from outfitter.vectors import Base
+from outfitter.state.records import Details
+from outfitter.transfer.oci import export_layout
+from outfitter.trust.signatures import generate, sign
+from outfitter.vectors import Base, Draft
 from taskvectors.checkpoint import fingerprint
 from taskvectors.exchange import import_adapter
 from taskvectors.format import file_digest, read_header, write_vector
 from taskvectors.vector import BaseInfo, DenseDelta, TaskVector
-from tests.outfitter.harness import SHAPES, Running, make_config, make_vector, running
+from tests.outfitter.harness import SHAPES, Running, make_config, make_vector, opened, running
 from tests.outfitter.test_cli import fails
 from tests.outfitter.transfer.test_files import adapter
 from tests.outfitter.transfer.web_server import cutting, send, serving
@@ -140,12 +142,8 @@ def test_a_push_takes_the_signature_along(place: Place, file: Path, tmp_path: Pa
     generate(tmp_path / "k.key", tmp_path / "k.pub")
     place.push("now", file, "--sign-key", tmp_path / "k.key")
     assert place.json("show", place.name("now"))["is_signed"]
-    assert CliRunner().invoke(app, ["sign", str(file), "--key", str(tmp_path / "k.key")])
     signature = file.with_name(f"{file.name}.sig")
-    if not signature.exists():  # while there is no `outfitter sign`
-        from outfitter.trust.signatures import sign
-
-        signature.write_text(sign(file, tmp_path / "k.key"))
+    signature.write_text(sign(file, tmp_path / "k.key"))
     place.push("beside", file)
     assert place.json("show", place.name("beside"))["is_signed"]
     moved = signature.rename(tmp_path / "elsewhere.sig")
@@ -306,6 +304,35 @@ def test_a_pull_publishes_what_a_source_says(
     place.good("pull", url, "--name", place.name("other"), "--license", "MIT", "--label", "x")
     entry = place.json("show", place.name("other"))
     assert (entry["license"], entry["labels"], entry["languages"]) == ("MIT", ["x"], ["en"])
+
+
+def test_a_store_keeps_its_names_where_the_environment_says(
+    tmp_path: Path, file: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite or PostgreSQL: another folder with the same database knows the same names."""
+    monkeypatch.setenv("OUTFITTER_DATABASE_URL", database_url)
+    one, two = (Place(("--store", str(tmp_path / name)), "acme") for name in ("one", "two"))
+    one.push("json", file, "--tag", "stable")
+    assert two.json("show", "acme/json@stable")["digest"] == f"sha256:{file_digest(file)}"
+    two.good("tag", "acme/json@1", "v1")
+    assert "v1" in one.json("show", "acme/json")["tags"]
+
+
+def test_an_artefact_is_pulled_from_a_layout(place: Place, file: Path, tmp_path: Path) -> None:
+    """With what it says of itself."""
+    config = make_config(tmp_path / "origin")
+    with opened(config) as vectors:
+        path = vectors.store.new_upload()
+        path.write_bytes(file.read_bytes())
+        draft = Draft("acme/legal", Details(license="MIT", description="Reads law", labels=("eu",)))
+        version = vectors.publish(path, file_digest(path), draft, None)
+        export_layout(version, vectors.path(version.digest), tmp_path / "layout", "v1")
+    url = f"oci:{tmp_path / 'layout'}:v1"
+    pulled = place.good("pull", url, "--name", place.name("mine"))
+    assert pulled == f"{place.name('mine')}@1 sha256:{file_digest(file)}\n"
+    entry = place.json("show", place.name("mine"))
+    assert (entry["license"], entry["description"]) == ("MIT", "Reads law")
+    fails(place.run("pull", f"{url}2", "--name", place.name("no")), "no tag 'v12'")
 
 
 def test_a_pull_writes_a_file(file: Path, tmp_path: Path) -> None:
@@ -493,4 +520,7 @@ def test_a_gateway_that_answers_nonsense_is_one_line(file: Path) -> None:
         fails(gateway_place(web.url).run("push", file, "--name", "x"), "501")
         fails(gateway_place(web.url).run("list"), "404")
     fails(gateway_place("ftp://host").run("list"), "unsupported --url")
+    secret = gateway_place("http://user:secret@127.0.0.1:1").run("list")
+    fails(secret, "cannot reach the gateway at http://127.0.0.1:1")
+    assert "secret" not in secret.stderr
     fails(gateway_place("http://[").run("list"), "")
