@@ -1,6 +1,5 @@
-"""Where task vector files live: by digest, with names and versions for people."""
+"""Where task vector files live: by digest, in a directory and the tiers around it."""
 
-from taskvectors.store.base import Entry, Resolved, Store
 from taskvectors.store.directory import DirectoryStore
 
-__all__ = ["DirectoryStore", "Entry", "Resolved", "Store"]
+__all__ = ["DirectoryStore"]

@@ -19,7 +19,6 @@ from taskvectors.durable import rename, replacing
 from taskvectors.errors import InvalidFile, VectorNotFound
 from taskvectors.format import FileHeader, file_digest, read_header
 from taskvectors.spec import Loadout
-from taskvectors.store.directory import DirectoryStore
 from taskvectors.store.headers import HeaderCache
 
 log = logging.getLogger(__name__)
@@ -146,32 +145,6 @@ class ComposedStore:
 
     def _record(self, key: str) -> Path:
         return self._folder / f"{key}.json"
-
-
-class ServableFiles:
-    """Where the engine finds a vector by its digest: in the store, else among composed loadouts."""
-
-    def __init__(self, store: DirectoryStore) -> None:
-        self._store = store
-        self._composed = ComposedStore(store.root)
-
-    def path(self, digest: str) -> Path:
-        """Raises VectorNotFound."""
-        try:
-            return self._store.path(digest)
-        except VectorNotFound as missing:
-            with suppress(VectorNotFound):
-                return self._composed.path(digest)
-            raise missing
-
-    def header(self, digest: str) -> FileHeader:
-        """Raises VectorNotFound, InvalidFile, OSError."""
-        try:
-            return self._store.header(digest)
-        except VectorNotFound as missing:
-            with suppress(VectorNotFound):
-                return self._composed.header(digest)
-            raise missing
 
 
 def _inode(path: Path) -> int | None:

@@ -1,13 +1,12 @@
-"""A store in a folder: `blobs/sha256/ab/<digest>.safetensors`, `names/`, `incoming/`, `.lock`.
+"""A store in a folder: `blobs/sha256/ab/<digest>.safetensors`, `incoming/`, `.lock`.
 
-Blobs are read-only and appear by rename, so readers need no lock. Whoever changes names or drops
-blobs holds the lock file.
+Blobs are read-only and appear by rename, so readers need no lock. Whoever places or drops blobs
+holds the lock file. What failed a check is in `quarantine/`. Names are kept elsewhere.
 """
 
 import errno
 import fcntl
 import hashlib
-import logging
 import os
 import re
 import stat
@@ -19,24 +18,12 @@ from pathlib import Path
 
 from taskvectors.container import open_regular
 from taskvectors.durable import rename, sync_directory
-from taskvectors.errors import (
-    ChecksumMismatch,
-    InvalidFile,
-    InvalidReference,
-    UnreadableName,
-    VectorInUse,
-    VectorNotFound,
-)
+from taskvectors.errors import ChecksumMismatch, InvalidFile, VectorNotFound
 from taskvectors.format import FileHeader, file_digest, read_header, validate_file
-from taskvectors.spec import Reference
-from taskvectors.store.base import Entry, Resolved
 from taskvectors.store.headers import HeaderCache
-from taskvectors.store.names import Names
 from taskvectors.store.quarantine import BUDGET, Quarantine
 from taskvectors.store.room import needing_room
 from taskvectors.store.tier import StoredFile
-
-log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 _CHUNK = 1 << 20
@@ -44,16 +31,15 @@ _STALE_SECONDS = 24 * 3600
 
 
 class DirectoryStore:
-    """The default store; see Store for what the methods promise."""
+    """Task vector files by digest. Every method may be called by many threads and processes."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         """Open or create the store at `root`."""
         self.root = Path(root).resolve()
         self._blobs = self.root / "blobs" / "sha256"
         self._incoming = self.root / "incoming"
-        for folder in (self._blobs, self._incoming, self.root / "names"):
+        for folder in (self._blobs, self._incoming):
             folder.mkdir(parents=True, exist_ok=True)
-        self._names = Names(self.root / "names")
         self._headers = HeaderCache()
         self._quarantine = Quarantine(self.root / "quarantine")
         self._sweep_incoming()
@@ -122,20 +108,6 @@ class DirectoryStore:
         """Keep a file of this store that failed a check for a look, within `budget` bytes."""
         self._quarantine.take(path, reason, budget)
 
-    def adopt(self, temp_path: Path, digest: str) -> Path:
-        """Raises InvalidFile for a path not in `incoming/`, ChecksumMismatch for a wrong digest."""
-        self._check_upload(temp_path, _key(digest))
-        with self._locked():
-            return self._place(temp_path, _key(digest))
-
-    def publish(self, temp_path: Path, digest: str, name_path: str) -> int:
-        """`adopt` and `assign` at once, with no moment between them for a `remove`."""
-        reference = _plain_name(name_path)
-        self._check_upload(temp_path, _key(digest))
-        with self._locked():
-            self._place(temp_path, _key(digest))
-            return self._assign(reference, _key(digest))
-
     def path(self, digest: str) -> Path:
         """Raises VectorNotFound."""
         path = self._blob(_key(digest))
@@ -148,83 +120,6 @@ class DirectoryStore:
         path = self.path(digest)
         return self._headers.get(_key(digest), lambda: read_header(path))
 
-    def assign(self, name_path: str, digest: str) -> int:
-        """Raises VectorNotFound, InvalidReference."""
-        reference = _plain_name(name_path)
-        with self._locked():
-            return self._assign(reference, _key(digest))
-
-    def resolve(self, reference: Reference) -> Resolved:
-        """Raises VectorNotFound, UnreadableName."""
-        if reference.path is None:
-            self.path(str(reference.digest))
-            return Resolved(None, None, str(reference.digest))
-        entry = self.entry(reference)
-        return Resolved(entry.name, entry.version, entry.digest)
-
-    def entry(self, reference: Reference) -> Entry:
-        """Reads one record; raises VectorNotFound, UnreadableName, InvalidReference."""
-        entry = self._entry(reference)
-        self.path(entry.digest)
-        return entry
-
-    def entries(self) -> list[Entry]:
-        """Sorted by name, then version; what cannot be read is left out with a warning."""
-        found = [entry for record in self._names.records() for entry in record.versions]
-        return sorted(found, key=lambda entry: (entry.name, entry.version))
-
-    def remove(self, reference: Reference) -> None:
-        """Raises VectorNotFound, VectorInUse, UnreadableName.
-
-        While a record cannot be read it may stand for any file, so no file is dropped.
-        """
-        with self._locked():
-            if reference.path is None:
-                self._names.check()
-                self._drop([self._unnamed(str(reference.digest))])
-                return
-            gone = self._forget(reference)
-            try:
-                self._names.check()
-            except UnreadableName as error:
-                log.warning("the files of %s are kept: %s", reference, error)
-            else:
-                self._drop(gone)
-
-    def _drop(self, digests: list[str]) -> None:
-        """Under the lock: delete the files that no name stands for."""
-        used = {entry.digest for entry in self.entries()}
-        for digest in digests:
-            if digest not in used:
-                self._blob(digest).unlink(missing_ok=True)
-
-    def _forget(self, reference: Reference) -> list[str]:
-        """Take versions out of a record; return their digests."""
-        entry = self._entry(reference)
-        record = self._names.load(reference)
-        pinned = reference.version is not None or reference.digest is not None
-        gone = (entry,) if pinned else record.versions
-        for version in gone:
-            record = record.without(version)
-        self._names.save(record)
-        return [version.digest for version in gone]
-
-    def _unnamed(self, digest: str) -> str:
-        self.path(digest)
-        for entry in self.entries():
-            if entry.digest == digest:
-                raise VectorInUse(
-                    f"sha256:{digest} is {entry.name}@{entry.version}; remove that version"
-                )
-        return digest
-
-    def _entry(self, reference: Reference) -> Entry:
-        record = self._names.load(reference)
-        entry = record.find(reference)
-        if entry is None:
-            raise self._names.not_found(reference, record)
-        return entry
-
     def _check_upload(self, temp_path: Path, digest: str) -> None:
         if temp_path.parent.resolve() != self._incoming or temp_path.is_symlink():
             raise InvalidFile(f"{temp_path.name} is not in the store's incoming folder")
@@ -233,13 +128,6 @@ class DirectoryStore:
             raise ChecksumMismatch(f"the upload has digest {actual}, not {digest}")
         with temp_path.open("rb") as file:
             os.fsync(file.fileno())
-
-    def _assign(self, reference: Reference, digest: str) -> int:
-        """Under the lock."""
-        size = self.path(digest).stat().st_size
-        record = self._names.load(reference).with_digest(digest, size)
-        self._names.save(record)
-        return record.versions[-1].version
 
     def _place(self, temporary: Path, digest: str) -> Path:
         """Under the lock: move a synced file to its blob; an equal one already there stays."""
@@ -298,13 +186,6 @@ def _digest_on_disk(path: Path) -> str:
         if error.errno not in (errno.EIO, errno.ELOOP):
             raise
         return str(error.strerror)
-
-
-def _plain_name(name_path: str) -> Reference:
-    reference = Reference.parse(name_path)
-    if reference.path != name_path:
-        raise InvalidReference(f"{name_path!r} must be name or namespace/name, without a version")
-    return reference
 
 
 def _copy(source: str | os.PathLike[str], target: Path) -> str:
