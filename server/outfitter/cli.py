@@ -15,6 +15,7 @@ from outfitter.commands import (
     oci,
     serve,
     sign,
+    store,
     transfers,
     vectors,
 )
@@ -67,6 +68,7 @@ app.command()(sign.keygen)
 app.command()(sign.sign)
 app.command()(sign.verify)
 app.add_typer(oci.oci, name="oci")
+app.add_typer(store.store, name="store")
 
 
 def _print_version(wanted: bool) -> None:

@@ -93,6 +93,38 @@ async def openapi(request: web.Request) -> web.Response:
     return web.json_response({"components": {"schemas": schemas}})
 
 
+STATS = {
+    "tiers": {
+        "memory": {
+            "hits": 3,
+            "misses": 1,
+            "errors": 0,
+            "corrupt": 0,
+            "evictions": 0,
+            "read_bytes": 5,
+            "written_bytes": 7,
+            "seconds": 0.5,
+            "nbytes": 7,
+            "budget": 70,
+            "is_up": True,
+        }
+    },
+    "pool": {"vectors": 2, "nbytes": 9, "budget": 90, "loads": 4, "evictions": 1, "waiting": 0},
+    "load_seconds": {"count": 4, "sum": 0.25},
+}
+PREFETCHED: list[dict] = []
+
+
+async def stats(request: web.Request) -> web.Response:
+    return web.json_response({**STATS, "prefetched": PREFETCHED})
+
+
+async def prefetch(request: web.Request) -> web.Response:
+    body = await request.json()
+    PREFETCHED.append(body)
+    return web.json_response({"states": dict.fromkeys(body["digests"], "ready")})
+
+
 async def health(request: web.Request) -> web.Response:
     return web.Response(status=503 if SEEN["ill"] else 200)
 
@@ -113,6 +145,8 @@ def main() -> None:
     app.router.add_post("/v1/completions", complete)
     app.router.add_post("/v1/chat/completions", complete)
     app.router.add_get("/openapi.json", openapi)
+    app.router.add_get("/taskvectors/stats", stats)
+    app.router.add_post("/taskvectors/prefetch", prefetch)
     app.router.add_get("/health", health)
     for path in ("/metrics", "/tokenize", "/v1/load_lora_adapter"):
         app.router.add_route("*", path, health)

@@ -69,10 +69,7 @@ class Warming:
                 problem = await self._pin(pin)
                 num_ready += problem is None
                 if problem is not None:
-                    log.warning("the pinned task vector %r is not resident: %s", pin, problem)
-                    self._announce(
-                        f"warning: the pinned task vector {pin!r} is not resident: {problem}"
-                    )
+                    self._announce(f"warning: pinned task vector {pin!r} not resident: {problem}")
                 self._progress(done, len(pins))
         finally:
             self._progress(len(pins), len(pins))
