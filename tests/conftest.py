@@ -31,9 +31,9 @@ def redis_prefix() -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """A PostgreSQL server that all tests share."""
-    with services.postgres_url(tmp_path_factory.mktemp("postgres")) as url:
+    with services.postgres_url() as url:
         yield url
 
 

