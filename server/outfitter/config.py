@@ -12,7 +12,6 @@ from taskvectors.spec import Reference
 from taskvectors.store.settings import DISK, ORIGIN, REDIS, TIERS, TierSettings
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-MAX_VECTORS_RESIDENT = 64
 ADMISSION_TIMEOUT_S = 30.0
 
 # What the gateway itself tells the engine; a user who sets one of these means another gateway.
@@ -62,6 +61,8 @@ class GatewayConfig:
     port: int = 8000
     dtype: str = "auto"
     slots: int = 64
+    max_vectors: int = 64
+    """How many vectors may be resident: columns of the coefficient table."""
     pool_bytes: int = 2 * 2**30
     composed_bytes: int = 8 * 2**30
     compose_memory_bytes: int = 8 * 2**30

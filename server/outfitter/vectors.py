@@ -180,7 +180,7 @@ class Vectors:
 
         Those placed within the last `grace_s` seconds stay.
         """
-        return self.catalog.collect(self.store.files(), self.files.drop, grace_s, dry_run)
+        return self.catalog.collect(self.files.files(), self.files.drop, grace_s, dry_run)
 
     def close(self) -> None:
         """Let go of files, threads and connections."""

@@ -173,6 +173,24 @@ def test_only_what_nobody_needs_is_collected(vectors: Vectors, tmp_path: Path) -
     assert blobs(vectors) == [file_digest(kept)]
 
 
+def test_what_only_the_origin_still_has_is_collected(tmp_path: Path) -> None:
+    """Another gateway, whose disk is gone, may have put it there; what is needed stays."""
+    config = make_config(tmp_path / "root")
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    tiers = replace(config.tiers, origin_url=origin.as_uri())
+    with opened(replace(config, tiers=tiers)) as vectors:
+        kept, gone = (make_vector(tmp_path / str(seed), seed=seed) for seed in (1, 2))
+        publish(vectors, kept)
+        publish(vectors, gone, "acme/other")
+        vectors.delete(Reference.parse("acme/other"))
+        for file in (kept, gone):
+            vectors.store.discard(file_digest(file))
+        vectors.collect(0.0, dry_run=False)
+        assert [path.stem for path in origin.rglob("*.safetensors")] == [file_digest(kept)]
+        assert vectors.path(Reference.parse(NAME)).read_bytes() == kept.read_bytes()
+
+
 def test_details_come_from_the_file_the_card_and_the_client(
     vectors: Vectors, tmp_path: Path
 ) -> None:

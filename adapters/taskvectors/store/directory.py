@@ -63,7 +63,7 @@ class DirectoryStore:
         return self._incoming / f"{uuid.uuid4().hex}.part"
 
     def place(self, temp_path: Path, digest: str) -> Path:
-        """Take over a file from `new_upload`; return its place. An equal one there is as new.
+        """Take over a file from `new_upload`; return its place. It replaces one that is there.
 
         Raises InvalidFile for a path not in `incoming/`, ChecksumMismatch for another digest,
         StoreFull, OSError.
@@ -130,12 +130,8 @@ class DirectoryStore:
             os.fsync(file.fileno())
 
     def _place(self, temporary: Path, digest: str) -> Path:
-        """Under the lock: move a synced file to its blob; an equal one already there stays."""
+        """Under the lock: move a synced file to its blob. One that is there may be damaged."""
         blob = self._blob(digest)
-        if _is_file_of(blob, temporary.stat().st_size):
-            temporary.unlink()
-            os.utime(blob)
-            return blob
         if not blob.parent.exists():
             blob.parent.mkdir()
             sync_directory(self._blobs)
@@ -165,15 +161,6 @@ def _key(digest: str) -> str:
     if match is None:
         raise VectorNotFound(f"{digest[:80]!r} is no digest; use 64 hex digits")
     return match[1]
-
-
-def _is_file_of(path: Path, nbytes: int) -> bool:
-    """Whether a file of this size is there; one of another size is damaged, and replaced."""
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_size == nbytes
 
 
 def _digest_on_disk(path: Path) -> str:

@@ -1,11 +1,15 @@
 """The chain of tiers: a file comes from the first that gives the right bytes."""
 
 import logging
+import mmap
 import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from taskvectors.container import LENGTH, check_header_size
 from taskvectors.container.layout import parse_container
@@ -22,7 +26,7 @@ from taskvectors.store.running_digest import RunningDigest
 from taskvectors.store.settings import DISK, MEMORY, ORIGIN, REDIS, TierSettings
 from taskvectors.store.single_flight import SingleFlight
 from taskvectors.store.spreading import Spreader
-from taskvectors.store.tier import Tier, TierStats
+from taskvectors.store.tier import Durable, StoredFile, Tier, TierStats
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +88,10 @@ class TieredFiles:
         key = _key(digest)
         return self._headers.get(key, lambda: self._header(key))
 
+    def forget_header(self, digest: str) -> None:
+        """Read the header anew the next time: unlike a load's, its digest was never checked."""
+        self._headers.forget(_key(digest))
+
     def path(self, digest: str) -> Path:
         """Where the file lies on the local disk, brought there if need be.
 
@@ -115,18 +123,36 @@ class TieredFiles:
         shared = [tier for tier in self._chain if tier.name in (ORIGIN, REDIS)]
         if not shared:
             return
-        buffer, actual = self._fill(self._disk, _key(digest))
-        data = self.load(digest) if buffer is None or actual != _key(digest) else buffer
+        self.heal(digest)
+        with _mapped(self._disk.path(_key(digest))) as data:
+            self._put_into(shared, _key(digest), data)
+
+    def _put_into(self, shared: list[Tier], key: str, data: memoryview) -> None:
+        """The origin first: only it must succeed."""
         for tier in sorted(shared, key=lambda tier: tier.name != ORIGIN):
             try:
-                is_kept = tier.put(_key(digest), data)
+                is_kept = tier.put(key, data)
             except TierUnavailable as error:
                 if tier.name == ORIGIN:
                     raise
-                log.warning("sha256:%s was not copied to %s: %s", digest, tier.name, error)
+                log.warning("sha256:%s was not copied to %s: %s", key, tier.name, error)
             else:
                 if tier.name == ORIGIN and not is_kept:
-                    raise StoreFull(f"no room for sha256:{digest} in the origin; make room there")
+                    raise StoreFull(f"no room for sha256:{key} in the origin; make room there")
+
+    def files(self) -> Iterator[StoredFile]:
+        """What the disk and the origin keep; a file of both once, as new as its newer copy.
+
+        Raises TierUnavailable.
+        """
+        found: dict[str, StoredFile] = {}
+        for tier in self._chain:
+            if tier.name != REDIS:
+                for file in cast(Durable, tier).files():
+                    other = found.get(file.digest)
+                    if other is None or other.modified < file.modified:
+                        found[file.digest] = file
+        yield from found.values()
 
     def drop(self, digest: str) -> None:
         """Forget a file in every tier; from the disk last.
@@ -317,6 +343,17 @@ def _chain(settings: TierSettings, disk: DiskTier) -> list[Tier]:
 
             chain.append(OriginTier(settings.origin_url))
     return chain
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[memoryview]:
+    """The file's bytes, which take no memory of this process."""
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages,
+        memoryview(pages) as data,
+    ):
+        yield data
 
 
 def _local_header(tier: DiskTier, key: str) -> FileHeader:

@@ -51,6 +51,7 @@ def serve(
         str, typer.Option(help="Compute type: auto, float32, bfloat16, float16.")
     ] = "auto",
     slots: Annotated[int, typer.Option(help="Distinct loadouts that may run in one batch.")] = 64,
+    max_vectors: Annotated[int, typer.Option(help="Task vectors that may be resident.")] = 64,
     pool_bytes: Annotated[
         str, typer.Option(help="Memory for resident task vectors, such as 512MiB.")
     ] = "2GiB",
@@ -108,6 +109,7 @@ def serve(
         port=port,
         dtype=dtype,
         slots=slots,
+        max_vectors=max_vectors,
         pool_bytes=parse_size(pool_bytes),
         composed_bytes=parse_size(composed_bytes),
         compose_memory_bytes=parse_size(compose_memory),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from outfitter.config import ADMISSION_TIMEOUT_S, MAX_VECTORS_RESIDENT, GatewayConfig
+from outfitter.config import ADMISSION_TIMEOUT_S, GatewayConfig
 from outfitter.engine.relay import ENGINE_KEEP_ALIVE_S
 from taskvectors.store.settings import ORIGIN_VARIABLE, REDIS_VARIABLE, TierSettings
 
@@ -60,7 +60,7 @@ def _additional_config(config: GatewayConfig, fingerprint: str) -> dict[str, obj
         "composed_bytes": config.composed_bytes,
         "compose_memory_bytes": config.compose_memory_bytes,
         "base_fingerprint": fingerprint,
-        "max_vectors": MAX_VECTORS_RESIDENT,
+        "max_vectors": config.max_vectors,
         "admission_timeout_s": ADMISSION_TIMEOUT_S,
         "tiers": config.tiers.public(),
     }

@@ -73,7 +73,7 @@ def test_a_broken_file_is_not_added(store: DirectoryStore, files: list[Path]) ->
 
 
 def test_an_upload_is_placed(store: DirectoryStore, files: list[Path]) -> None:
-    """A file written to `incoming` becomes a blob by rename; a second one of it is dropped."""
+    """A file written to `incoming` becomes a blob by rename; a second one takes its place."""
     digest = store.add(files[0])
     store.discard(digest)
     for _ in range(2):
@@ -171,9 +171,10 @@ def damage(path: Path, data: bytes) -> None:
 
 
 def test_a_placed_file_that_is_there_is_as_new(store: DirectoryStore, files: list[Path]) -> None:
-    """Its age counts anew, so that it is not collected meanwhile; a damaged size is mended."""
+    """Its age counts anew, so that it is not collected meanwhile; damage is mended."""
     digest = store.add(files[0])
-    for content in (files[0].read_bytes(), b"short"):
+    sound = files[0].read_bytes()
+    for content in (sound, b"short", bytes(len(sound))):
         damage(store.path(digest), content)
         os.utime(store.path(digest), (0, 0))
         upload = store.new_upload()
