@@ -143,8 +143,12 @@ class Uploads:
 
     def _lock(self, id_: str) -> int:
         """A descriptor for appending that holds the lock until it is closed."""
+        path, flags = self.path(id_), os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            descriptor = os.open(self.path(id_), os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+            try:
+                descriptor = os.open(path, os.O_WRONLY | flags)
+            except PermissionError:  # whole, and read-only: it is a file of the store already
+                descriptor = os.open(path, os.O_RDONLY | flags)
         except FileNotFoundError:
             raise _not_found(id_) from None
         try:
@@ -194,7 +198,8 @@ class Appending:
     def take_back(self) -> None:
         """Forget what was written since it was opened."""
         with self._guard:
-            os.ftruncate(self._descriptor, self.upload.offset)
+            if not self.upload.is_whole:  # else nothing was
+                os.ftruncate(self._descriptor, self.upload.offset)
 
     def close(self) -> None:
         """Make what arrived durable and let others have the upload."""
