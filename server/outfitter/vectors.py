@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Self
@@ -148,9 +149,12 @@ class Vectors:
         """A page of a listing."""
         return self.catalog.find(query)
 
-    def update(self, reference: Reference, details: Details) -> Version:
-        """Say something else of a version; raises VectorNotFound, InvalidDetails."""
-        return self._told(self.catalog.update(reference, check_details(details)))
+    def update(self, reference: Reference, change: Callable[[Details], Details]) -> Version:
+        """Say something else of a version, given what is said now.
+
+        Raises VectorNotFound, InvalidDetails.
+        """
+        return self._told(self.catalog.update(reference, lambda old: check_details(change(old))))
 
     def tag(self, reference: Reference, tag: str) -> Version:
         """Let a tag point at a version; raises VectorNotFound, InvalidReference."""

@@ -135,7 +135,7 @@ def _update(gateway: Gateway, reference: str, changes: dict[str, object]) -> Ver
     parsed = Reference.parse(reference)
     found = gateway.vectors.catalog.version(parsed)
     pinned = Reference.parse(f"{found.name}@{found.version}")
-    return gateway.vectors.update(pinned, changed_details(found.details, changes))
+    return gateway.vectors.update(pinned, lambda details: changed_details(details, changes))
 
 
 async def _publish_body(request: Request, gateway: Gateway) -> Version:

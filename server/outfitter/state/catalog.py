@@ -91,13 +91,21 @@ class Catalog:
         with self._database.reading() as session:
             return queries.find(session, query)
 
-    def update(self, reference: Reference, details: Details) -> Version:
-        """Replace all details of a version. Raises VectorNotFound, InvalidDetails."""
+    def update(
+        self, reference: Reference, details: Details | Callable[[Details], Details]
+    ) -> Version:
+        """Replace all details of a version; a function is given those that it has then.
+
+        Raises VectorNotFound, InvalidDetails, and what the function raises.
+        """
         path = path_of(reference)
-        check_details(details)
+        if isinstance(details, Details):
+            check_details(details)
         with self._database.writing() as session:
             row = find_row(session, reference)
-            set_details(row, path, details)
+            new = details if isinstance(details, Details) else details(record(row).details)
+            check_details(new)
+            set_details(row, path, new)
             session.flush()
             return _reload(session, row.id)
 

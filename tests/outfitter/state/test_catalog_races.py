@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from outfitter.errors import CatalogConflict
@@ -139,4 +140,22 @@ def test_no_version_is_without_its_file(database_url: str, tmp_path: Path) -> No
     assert dropped
     versions = catalog.find(Query(every_version=True, limit=1000)).versions
     assert [v.name for v in versions if not folder.has(v.digest)] == []
+    catalog.close()
+
+
+def test_changes_of_different_details_are_all_kept(database_url: str) -> None:
+    """Two say something else of one version, each of its own field, again and again."""
+    catalog = Catalog(database_url, PATIENT)
+    publish(catalog, "json", "first")
+
+    def change(field: str) -> None:
+        for step in range(20):
+            found = catalog.update(
+                ref("json@1"), lambda old, step=step: replace(old, **{field: f"{step}"})
+            )
+            assert getattr(found.details, field) == f"{step}"
+
+    run_all([lambda: change("description"), lambda: change("card")])
+    details = catalog.version(ref("json")).details
+    assert (details.description, details.card) == ("19", "19")
     catalog.close()
