@@ -23,7 +23,7 @@ local all = redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do
   if all[i] ~= ARGV[1] then
     local bytes, used = string.match(all[i + 1], '^(%d+) (%d+)$')
-    if not bytes or tonumber(used) + ttl < now then
+    if not bytes or #all[i] ~= 64 or #bytes > 15 or #used > 15 or tonumber(used) + ttl < now then
       redis.call('HDEL', KEYS[1], all[i])
     else
       total = total + tonumber(bytes)
@@ -68,7 +68,7 @@ class RedisIndex:
             _RESERVE, 1, self._key, digest, size, self._budget, self._ttl_ms
         )
         self.nbytes = int(answer[0])
-        return [gone.decode() for gone in answer[1]]
+        return [gone.decode("ascii", "replace") for gone in answer[1]]
 
     def touch(self, digest: str, size: int) -> None:
         """Make a file the most recently used; enter it if the index was lost."""

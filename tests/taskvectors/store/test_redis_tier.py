@@ -468,3 +468,20 @@ def test_a_cluster_that_is_away_is_unavailable(cluster: services.Valkey) -> None
     never = RedisTier(settings_of(cluster, redis_url=f"redis+cluster://127.0.0.1:{cluster.port}"))
     with pytest.raises(TierUnavailable):
         never.size(DIGEST)
+
+
+@pytest.mark.parametrize(
+    ("field", "entry"),
+    [(b"\xff" * 64, b"100 1000"), (b"f" * 64, b"9" * 400 + b" " + b"9" * 15), (b"x", b"1 1")],
+)
+def test_an_index_with_anything_in_it_does_no_harm(
+    settings: TierSettings, client: redis.Redis, field: bytes, entry: bytes
+) -> None:
+    """Entries that this code never wrote are dropped, and files are kept all the same."""
+    now = b" %d" % (time.time() * 1000)
+    entry = entry.replace(b" 1000", now)
+    client.hset(f"{settings.redis_prefix}:{{files}}", field, entry)
+    with contextlib.closing(RedisTier(replace(settings, redis_bytes=SIZE))) as tier:
+        assert tier.put(DIGEST, memoryview(DATA))
+        assert tier.size(DIGEST) == SIZE
+    assert client.hkeys(f"{settings.redis_prefix}:{{files}}") == [DIGEST.encode()]
