@@ -5,11 +5,14 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from typer.core import TyperGroup as Group
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from outfitter.cli import app
@@ -46,6 +49,21 @@ def fails(result: Result, *words: str) -> None:
 def test_the_version_is_printed() -> None:
     """`outfitter --version`."""
     assert invoke("--version").stdout == f"outfitter {__version__}\n"
+
+
+def commands(group: Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        yield (*path, name)
+        if isinstance(command, Group):
+            yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("path", list(commands(get_command(app))), ids=" ".join)
+def test_every_command_has_help(path: tuple[str, ...]) -> None:
+    """In its texts, square brackets would be taken for markup."""
+    result = invoke(*path, "--help")
+    assert result.exit_code == 0, result.exception
+    assert "Usage: " in result.stdout
 
 
 def test_importing_the_command_line_loads_no_torch() -> None:

@@ -101,7 +101,7 @@ def pull(
     source: Annotated[
         str,
         typer.Argument(
-            help="hf://owner/repo[@revision][/file], https://host/namespace/name@3,"
+            help="hf://owner/repo@revision/file, https://host/namespace/name@3,"
             " outfitter://host/name, s3://…, gs://…, file:///… or oci:folder[:tag]."
         ),
     ],

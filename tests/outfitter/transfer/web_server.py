@@ -95,7 +95,8 @@ def serving() -> Iterator[WebServer]:
 class CuttingProxy:
     """Forwards to `target`; cuts each connection after so many bytes, while `cuts` has some.
 
-    upwards: counts what the client sends, else what it is sent. sent, received: bytes of all clients.
+    upwards: counts what the client sends, else what it is sent. sent, received: bytes of all
+    clients.
     """
 
     target: int
