@@ -40,8 +40,8 @@ FAILURES: Mapping[str, type[TaskVectorError]] = {
 class Worker(Protocol):
     """The worker's pool, seen from the API server. Calls arrive in the order of sending."""
 
-    def apply(self, evict: list[str], load: dict[str, int]) -> Awaitable[None]:
-        """Evict and start loading; returns before anything is loaded."""
+    def apply(self, evict: list[str], load: dict[str, tuple[int, int]]) -> Awaitable[None]:
+        """Evict and start loading (digest → column, bytes reserved); returns before it is done."""
         ...
 
     def status(self) -> Awaitable[Mapping[str, str]]:
@@ -124,7 +124,7 @@ class Admission:
 
         The caller lets go of it with `release`. Raises what `admit` raises, except PoolBusy.
         """
-        needs = await self._needs([digest])
+        needs = {digest: await self.nbytes(digest)}
         if not self._ledger.fits(needs) and (self._queue or not may_evict):
             return None
         held = self._try_reserve(needs)
@@ -135,6 +135,15 @@ class Admission:
                 self.release(held)
                 raise
         return held
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Bytes of the pool, and how many vectors it holds."""
+        return self._config.pool_bytes, self._config.max_vectors
+
+    async def nbytes(self, digest: str) -> int:
+        """Device bytes of a vector. Raises what `admit` raises for it."""
+        return (await self._needs([digest]))[digest]
 
     def stats(self) -> dict[str, int]:
         """The pool's numbers; see the endpoint's `/taskvectors/stats`."""
@@ -156,9 +165,17 @@ class Admission:
         return {d: entry.nbytes if entry else sizes[d] for d, entry in known.items()}
 
     def _footprint(self, digest: str) -> int:
-        header = self._files.header(digest)
-        check_against_base(header, None, self._config.base_fingerprint)
-        return resident_bytes(header, *self._widths)
+        """By a header that is not checked yet, so a refusal for what it says is not remembered."""
+        try:
+            header = self._files.header(digest)
+            check_against_base(header, None, self._config.base_fingerprint)
+            nbytes = resident_bytes(header, *self._widths)
+            self._ledger.check_fits({digest: nbytes})
+        except TaskVectorError:
+            with contextlib.suppress(VectorNotFound):
+                self._files.forget_header(digest)
+            raise
+        return nbytes
 
     async def _reserve(self, needs: Mapping[str, int]) -> Held:
         if self._may_pass(needs) and (held := self._try_reserve(needs)):
@@ -221,7 +238,7 @@ class Admission:
         self._num_evictions += len(reservation.evict)
         if reservation.load or reservation.evict:
             order = asyncio.ensure_future(
-                self._worker.apply(list(reservation.evict), dict(reservation.load))
+                self._worker.apply(list(reservation.evict), _sizes(reservation))
             )
             if self._poller is None or self._poller.done():
                 self._poller = loop.create_task(self._poll())
@@ -287,6 +304,7 @@ class Admission:
                 continue
             for load, _ in failed:
                 self._ledger.drop(load.entry)
+                self._files.forget_header(load.entry.digest)
             self._fail(failed)
 
     def _settle(
@@ -313,6 +331,12 @@ class Admission:
             if not load.done.done():
                 load.done.set_exception(error)
                 load.done.exception()  # not worth a warning when nobody waits any more
+
+
+def _sizes(reservation: Reservation) -> dict[str, tuple[int, int]]:
+    """Column and bytes of what is to be loaded: the worker compares them with the checked file."""
+    loaded = [entry for entry in reservation.entries if entry.digest in reservation.load]
+    return {entry.digest: (entry.column, entry.nbytes) for entry in loaded}
 
 
 def failure_of(digest: str, state: str) -> TaskVectorError | None:

@@ -177,7 +177,7 @@ def lora_request(name: str, loadout_id: int, canonical: str) -> Any:
 def _add_worker_methods() -> None:
     from vllm.v1.worker.worker_base import WorkerBase
 
-    def apply(self: Any, evict: list[str], load: dict[str, int]) -> None:
+    def apply(self: Any, evict: list[str], load: dict[str, tuple[int, int]]) -> None:
         self.model_runner.lora_manager.apply(evict, load)
 
     def status(self: Any) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """What the plugin is told at start, through vLLM's `--additional-config`."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from taskvectors.errors import UnsupportedEngine
-from taskvectors.store.settings import TierSettings
+from taskvectors.store.settings import TIERS, TierSettings
 
 KEY = "task_vectors"
 _INTEGERS: Mapping[str, int] = {
@@ -53,17 +54,20 @@ class PluginConfig:
         fields = additional.get(KEY) if isinstance(additional, Mapping) else None
         if fields is None:
             return None
+        if not isinstance(fields, Mapping):
+            raise UnsupportedEngine(f"additional_config.{KEY} must be an object")
         known = set(cls.__dataclass_fields__)
         if unknown := sorted(set(fields) - known):
             raise UnsupportedEngine(
                 f"unknown key {unknown[0]!r} in additional_config.{KEY};"
                 f" choose {', '.join(sorted(known))}"
             )
-        if "store" not in fields:
+        if not isinstance(fields.get("store"), (str, Path)):
             raise UnsupportedEngine(f"additional_config.{KEY} needs 'store', a directory")
         tiers = fields.get("tiers", {})
         if not isinstance(tiers, Mapping):
             raise UnsupportedEngine(f"additional_config.{KEY}.tiers must be an object")
+        _check_order(tiers.get("order", TIERS))
         settings = TierSettings.parse(tiers, os.environ)
         return cls(**{**fields, "store": Path(fields["store"]), "tiers": settings})._validated()
 
@@ -80,15 +84,30 @@ class PluginConfig:
         return self
 
 
+def _check_order(order: object) -> None:
+    if not isinstance(order, (list, tuple)) or not all(isinstance(name, str) for name in order):
+        raise UnsupportedEngine(
+            f"additional_config.{KEY}.tiers.order must be a list; choose {', '.join(TIERS)}"
+        )
+    if len(set(order)) < len(order):
+        raise UnsupportedEngine(f"additional_config.{KEY}.tiers.order names a tier twice")
+
+
 def _check_integer(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UnsupportedEngine(
-            f"additional_config.{KEY}.{name} must be an integer ≥ {least}, not {value!r}"
+            f"additional_config.{KEY}.{name} must be an integer ≥ {least}, not {_shown(value)}"
         )
 
 
 def _check_seconds(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:  # type: ignore[operator]
         raise UnsupportedEngine(
-            f"additional_config.{KEY}.{name} must be a number > 0, not {value!r}"
+            f"additional_config.{KEY}.{name} must be a number > 0, not {_shown(value)}"
         )
+
+
+def _shown(value: object) -> str:
+    """A number as it is; of all else its kind, as a text in the wrong place may be a secret."""
+    return repr(value) if isinstance(value, (int, float)) else type(value).__name__

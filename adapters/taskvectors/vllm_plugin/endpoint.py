@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 from taskvectors.errors import (
@@ -108,6 +108,8 @@ class LoadoutMiddleware:
             response = JSONResponse(await route(self._of(scope), Request(scope, receive)))
         except TaskVectorError as error:
             await _send_error(send, error)
+            return
+        except ClientDisconnect:
             return
         await response(scope, receive, send)
 

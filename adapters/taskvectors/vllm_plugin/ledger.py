@@ -65,7 +65,7 @@ class Ledger:
 
         Raises PoolTooSmall when they would not fit an empty pool.
         """
-        self._check_fits(needs)
+        self.check_fits(needs)
         missing = [digest for digest in needs if digest not in self._entries]
         victims = self._victims(needs, sum(needs[digest] for digest in missing), len(missing))
         if victims is None:
@@ -95,7 +95,8 @@ class Ledger:
         if self._entries.get(entry.digest) is entry:
             del self._entries[entry.digest]
 
-    def _check_fits(self, needs: Mapping[str, int]) -> None:
+    def check_fits(self, needs: Mapping[str, int]) -> None:
+        """Raises PoolTooSmall when `needs` would not fit an empty pool."""
         total = sum(needs.values())
         if total > self._pool_bytes:
             raise PoolTooSmall(

@@ -91,7 +91,7 @@ class TaskVectorManager:
 
     # The pool, by order of the API server's ledger.
 
-    def apply(self, evict: list[str], load: dict[str, int]) -> None:
+    def apply(self, evict: list[str], load: dict[str, tuple[int, int]]) -> None:
         """Evict and load vectors; slots whose loadout loses a vector are given back."""
         gone = set(evict)
         for loadout_id in [i for i, loadout in self._loadouts.items() if loadout.digests & gone]:

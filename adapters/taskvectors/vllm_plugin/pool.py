@@ -31,10 +31,13 @@ LOADING, READY, FAILED, MISSING, AWAY = "loading", "ready", "failed: ", "missing
 class Order:
     """One order to load a vector into a column. Orders are compared by identity: the same vector
     may be evicted and ordered again, into the same column, while its first load is under way.
+
+    nbytes: what was reserved for it on the device, by a header that nobody had checked.
     """
 
     digest: str
     column: int
+    nbytes: int
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -60,14 +63,14 @@ class ResidentPool:
         self.stream: Any = None
         threading.Thread(target=self._work, name="taskvectors-loader", daemon=True).start()
 
-    def apply(self, evict: list[str], load: Mapping[str, int]) -> None:
-        """Forget `evict` at once, and queue `load` (digest → column)."""
+    def apply(self, evict: list[str], load: Mapping[str, tuple[int, int]]) -> None:
+        """Forget `evict` at once, and queue `load` (digest → column, bytes reserved for it)."""
         for digest in [*evict, *load]:
             self._status.pop(digest, None)
             if (order := self._orders.pop(digest, None)) is not None:
                 self._jobs.put((self._uninstall, order))
-        for digest, column in load.items():
-            self._orders[digest] = Order(digest, column)
+        for digest, (column, nbytes) in load.items():
+            self._orders[digest] = Order(digest, column, nbytes)
             self._status[digest] = LOADING
             self._jobs.put((self._load, self._orders[digest]))
 
@@ -104,6 +107,7 @@ class ResidentPool:
             data = self._files.load(order.digest)
             with VectorReader(data) as reader:
                 check_against_base(reader.header, None, self._base_fingerprint)
+                _check_room(order, self._stager.nbytes(reader.header))
             vector = read_vector(data)
             staged = self._stager.stage(vector, order.column)
             self._sites[order] = [site for site, _ in staged]
@@ -123,6 +127,15 @@ class ResidentPool:
     def _on_stream(self) -> contextlib.AbstractContextManager[Any]:
         """Order copies with the steps' kernels on a GPU: one stream, so no use after free."""
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+
+def _check_room(order: Order, nbytes: int) -> None:
+    """The file is checked by now, so it is right. Raises TierUnavailable: another look helps."""
+    if nbytes != order.nbytes:
+        raise TierUnavailable(
+            f"it takes {nbytes} bytes on the device, and a header that came from elsewhere"
+            f" claimed {order.nbytes}; try again"
+        )
 
 
 def failure(error: Exception) -> str:

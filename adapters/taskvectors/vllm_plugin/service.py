@@ -150,7 +150,7 @@ class EngineWorker:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
 
-    async def apply(self, evict: list[str], load: dict[str, int]) -> None:
+    async def apply(self, evict: list[str], load: dict[str, tuple[int, int]]) -> None:
         """Evict and start loading."""
         await self._engine.collective_rpc(compat.WORKER_APPLY, args=(evict, load))
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from taskvectors.errors import BaseMismatch, VectorLoadFailed
+from taskvectors.footprint import resident_bytes
+from taskvectors.format import FileHeader
 from taskvectors.kernels.torch_ops import SparseMatrix
 from taskvectors.vector import Delta, DenseDelta, LowRankDelta, SparseDelta, TaskVector
 from taskvectors.vllm_plugin.deltas import LowRankBlock, PartTensor, StagedDeltas
@@ -29,6 +31,10 @@ class Stager:
         self._device = device
         self._dtype = dtype
         self._sparse_dtype = torch.float32 if device.type == "cpu" else dtype
+
+    def nbytes(self, header: FileHeader) -> int:
+        """The device bytes of a vector; see the footprint."""
+        return resident_bytes(header, self._dtype.itemsize, self._sparse_dtype.itemsize)
 
     def stage(self, vector: TaskVector, column: int) -> Staged:
         """Build the tensors of `vector`; raises VectorLoadFailed, BaseMismatch."""

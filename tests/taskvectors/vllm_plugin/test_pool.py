@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from taskvectors.format import write_vector
+from taskvectors.footprint import resident_bytes
+from taskvectors.format import FileHeader, write_vector
 from taskvectors.store import DirectoryStore
 from taskvectors.store.settings import TierSettings
 from taskvectors.store.tiered import TieredFiles
@@ -16,6 +17,8 @@ from taskvectors.vector import BaseInfo, DenseDelta, TaskVector
 from taskvectors.vllm_plugin.pool import ResidentPool
 
 DEADLINE_S = 30.0
+NBYTES = 12
+"""Of a vector of this module on the device."""
 
 
 class Installed:
@@ -40,6 +43,9 @@ class Stager:
         self.gate.set()
         self.error: Exception | None = None
         self.num_staged = 0
+
+    def nbytes(self, header: FileHeader) -> int:
+        return resident_bytes(header, 4, 4)
 
     def stage(self, _vector: TaskVector, _column: int) -> list[tuple[object, None]]:
         assert self.gate.wait(DEADLINE_S)
@@ -78,7 +84,7 @@ def test_a_vector_is_ready_only_when_it_is_installed(store: DirectoryStore) -> N
     stager, digest = Stager(), _add(store, 1.0)
     pool = _pool(store, stager)
     stager.gate.clear()
-    pool.apply([], {digest: 3})
+    pool.apply([], {digest: (3, NBYTES)})
     assert pool.status() == {digest: "loading"}
     assert pool.column(digest) is None
     stager.gate.set()
@@ -92,9 +98,9 @@ def test_an_old_load_never_stands_for_a_new_order(store: DirectoryStore) -> None
     stager, first, second = Stager(), _add(store, 1.0), _add(store, 2.0)
     pool = _pool(store, stager)
     stager.gate.clear()
-    pool.apply([], {first: 0})
-    pool.apply([first], {second: 0})
-    pool.apply([second], {first: 0})
+    pool.apply([], {first: (0, NBYTES)})
+    pool.apply([first], {second: (0, NBYTES)})
+    pool.apply([second], {first: (0, NBYTES)})
     ready_without_deltas = []
     watch = threading.Thread(target=_watch, args=(pool, stager, first, ready_without_deltas))
     watch.start()
@@ -118,9 +124,9 @@ def _watch(pool: ResidentPool, stager: Stager, digest: str, wrong: list[str]) ->
 def test_an_evicted_vector_is_uninstalled(store: DirectoryStore) -> None:
     stager, first, second = Stager(), _add(store, 1.0), _add(store, 2.0)
     pool = _pool(store, stager)
-    pool.apply([], {first: 0})
+    pool.apply([], {first: (0, NBYTES)})
     _wait(pool, first, "ready")
-    pool.apply([first], {second: 1})
+    pool.apply([first], {second: (1, NBYTES)})
     _wait(pool, second, "ready")
     assert pool.column(first) is None
     assert stager.site.deltas.columns == {1}
@@ -133,12 +139,12 @@ def test_the_loader_survives_any_error_and_tells_no_paths(
     stager, digest, other = Stager(), _add(store, 1.0), _add(store, 2.0)
     pool = _pool(store, stager)
     stager.error = error
-    pool.apply([], {digest: 0})
+    pool.apply([], {digest: (0, NBYTES)})
     _wait(pool, digest, "failed: ")
     assert type(error).__name__ in pool.status()[digest]
     assert "secret" not in pool.status()[digest]
     stager.error = None
-    pool.apply([digest], {other: 0})
+    pool.apply([digest], {other: (0, NBYTES)})
     _wait(pool, other, "ready")
 
 
@@ -150,7 +156,45 @@ def test_a_file_that_changed_on_disk_goes_away(store: DirectoryStore) -> None:
     data[-1] ^= 1
     path.chmod(0o644)
     path.write_bytes(data)
-    pool.apply([], {digest: 0})
+    pool.apply([], {digest: (0, NBYTES)})
     _wait(pool, digest, "missing: ")
     assert stager.num_staged == 0
     assert not path.exists()
+
+
+@pytest.mark.parametrize("reserved", [NBYTES - 1, NBYTES + 1, 0])
+def test_a_vector_of_another_size_than_was_reserved_is_not_staged(
+    store: DirectoryStore, reserved: int
+) -> None:
+    """The room was reserved by a header that nobody had checked; the file has been."""
+    stager, digest = Stager(), _add(store, 1.0)
+    pool = _pool(store, stager)
+    pool.apply([], {digest: (0, reserved)})
+    _wait(pool, digest, "away: ")
+    assert f"takes {NBYTES} bytes" in pool.status()[digest]
+    assert f"claimed {reserved}" in pool.status()[digest]
+    assert stager.num_staged == 0
+    assert pool.num_loads == 0
+    pool.apply([digest], {digest: (0, NBYTES)})
+    _wait(pool, digest, "ready")
+
+
+def test_a_column_and_its_bytes_may_come_as_a_list(store: DirectoryStore) -> None:
+    """A pair that went through a message is one."""
+    stager, digest = Stager(), _add(store, 1.0)
+    pool = _pool(store, stager)
+    pool.apply([], {digest: [2, NBYTES]})  # type: ignore[dict-item]
+    _wait(pool, digest, "ready")
+    assert pool.column(digest) == 2
+
+
+def test_a_vector_that_waits_in_memory_is_not_read_again(store: DirectoryStore) -> None:
+    stager, digest = Stager(), _add(store, 1.0)
+    pool = _pool(store, stager)
+    pool.apply([], {digest: (0, NBYTES)})
+    _wait(pool, digest, "ready")
+    store.discard(digest)
+    pool.apply([digest], {})
+    pool.apply([], {digest: (1, NBYTES)})
+    _wait(pool, digest, "ready")
+    assert pool.num_loads == 2
