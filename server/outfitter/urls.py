@@ -2,16 +2,19 @@
 
 import re
 
+from outfitter.transfer.allowed import Allowed
+from taskvectors.errors import InvalidReference
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 _HARMLESS = re.compile(r"[\w./-]*")
 ORIGIN_SCHEMES = ("file", "s3", "gs", "az", "abfs", "sftp")
-DATABASES = ("sqlite", "postgresql", "postgresql+psycopg")
+DATABASES = ("sqlite", "postgres", "postgresql", "postgresql+psycopg")
 _DATABASE_ADVICE = (
     "use sqlite:////folder/catalog.sqlite3 or postgresql://user:password@host:5432/database"
 )
 _REDIS_ADVICE = "use redis://host:6379/0, rediss://user:password@host:6379/0 or unix:///socket"
 _ORIGIN_ADVICE = "use s3://bucket/folder, file:///folder or an absolute path"
-_PULL_ADVICE = "use the start of a URL, such as https://huggingface.co/ or s3://bucket/folder/"
+_PULL_ADVICE = "use the start of a URL, such as hf://owner/, https://host/folder/ or s3://bucket/"
 
 
 def shown(url: str) -> str:
@@ -79,8 +82,8 @@ def origin_problem(url: str) -> str | None:
 
 def pull_problem(prefix: str) -> str | None:
     """Why sources cannot be allowed by `prefix`; None when they can."""
-    scheme = scheme_of(prefix)
-    is_web = scheme in ("http", "https")
-    if not scheme or (is_web and not re.match(r"https?://[^/?#@\s]+", prefix, re.IGNORECASE)):
+    try:
+        Allowed.parse([prefix])
+    except InvalidReference:  # its message may hold a password
         return _PULL_ADVICE
     return None

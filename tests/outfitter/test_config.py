@@ -109,10 +109,11 @@ def test_the_urls_of_the_tiers_are_in_the_environment_and_nowhere_else() -> None
     tiers = TierSettings(redis_url="redis://:secret@h", redis_prefix="p", redis_bytes=5)
     made = config(tiers=tiers, database_url="postgresql://u:secret@h/d")
     assert "secret" not in " ".join(engine_command(made, Path("/d/engine.sock"), "f" * 64))
-    inherited = {"TASKVECTORS_ORIGIN_URL": "s3://other", "OUTFITTER_DATABASE_URL": "secret"}
+    ours = [f"OUTFITTER_{name}_URL" for name in ("DATABASE", "REDIS", "ORIGIN")]
+    inherited = dict.fromkeys(("TASKVECTORS_ORIGIN_URL", *ours), "secret")
     environment = engine_environment(inherited, tiers)
     assert environment["TASKVECTORS_REDIS_URL"] == "redis://:secret@h"
-    assert not {"TASKVECTORS_ORIGIN_URL", "OUTFITTER_DATABASE_URL"} & environment.keys()
+    assert not {"TASKVECTORS_ORIGIN_URL", *ours} & environment.keys()
     assert TierSettings.parse(tiers.public(), environment) == tiers
 
 

@@ -25,6 +25,8 @@ def config(**settings: object) -> GatewayConfig:
         ({"pins": ("a", "a")}, "--pin 'a'; it is given twice"),
         ({"pull_from": ("example.com",)}, "--allow-pull 'example.com'; use the start"),
         ({"pull_from": ("https://",)}, "--allow-pull 'https://'; use the start"),
+        ({"pull_from": ("https://u:secret@h/",)}, "--allow-pull 'https://h/'; use the start"),
+        ({"pull_from": ("s3://b/../c",)}, "such as hf://owner/"),
         ({"quarantine_bytes": -1}, "--quarantine-bytes"),
     ],
 )
@@ -76,6 +78,7 @@ def local(tiers: dict) -> LocalStore:
     "settings",
     [
         {"database_url": "postgresql+psycopg://u:p@h:5432/d?host=/tmp/socket"},
+        {"database_url": "postgres://u:p@h:5432/d"},
         {"database_url": "sqlite:////tmp/c.sqlite3"},
         {"tiers": TierSettings(redis_url="rediss://u:p@h:6379/1")},
         {"tiers": TierSettings(redis_url="unix:///tmp/redis.sock?db=1")},
@@ -83,7 +86,14 @@ def local(tiers: dict) -> LocalStore:
         {"tiers": TierSettings(origin_url="s3://bucket/folder")},
         {"tiers": TierSettings(order=("disk",), memory_bytes=0)},
         {"pins": ("json", "acme/legal@3", "acme/legal@stable")},
-        {"pull_from": ("https://huggingface.co/", "s3://bucket/", "file:///srv/vectors/")},
+        {
+            "pull_from": (
+                "hf://owner/",
+                "https://huggingface.co/",
+                "s3://bucket/",
+                "file:///srv/vectors/",
+            )
+        },
         {"quarantine_bytes": 0},
     ],
 )

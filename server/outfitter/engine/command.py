@@ -20,7 +20,10 @@ _SETTINGS = {
 }
 _DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 # Runtime LoRA endpoints take any path; an API key would lock the gateway itself out.
-_REMOVED = ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY", "OUTFITTER_DATABASE_URL")
+_REMOVED = (
+    *("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY"),
+    *("OUTFITTER_DATABASE_URL", "OUTFITTER_REDIS_URL", "OUTFITTER_ORIGIN_URL"),
+)
 
 
 def engine_command(config: GatewayConfig, socket: Path, fingerprint: str) -> list[str]:
