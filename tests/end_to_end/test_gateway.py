@@ -118,7 +118,7 @@ def test_many_loadouts_leave_no_trace_in_the_engine(gateway: Gateway) -> None:
 
 def test_runtime_lora_endpoints_cannot_be_reached(gateway: Gateway) -> None:
     """Neither through the gateway nor on the engine's own socket, which only its user can open."""
-    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/metrics", "/tokenize"):
+    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/tokenize"):
         assert gateway.get(path)[0] in (404, 405)
     status, _ = _engine(
         gateway, "POST", "/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "/"}

@@ -263,7 +263,6 @@ def test_a_client_that_leaves_aborts_its_request(client: httpx.Client, stream: b
     ("method", "path"),
     [
         ("GET", "/"),
-        ("GET", "/metrics"),
         ("POST", "/tokenize"),
         ("POST", "/v1/load_lora_adapter"),
         ("POST", "/v1/embeddings"),

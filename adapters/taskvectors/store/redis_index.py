@@ -77,3 +77,7 @@ class RedisIndex:
     def forget(self, digest: str) -> None:
         """The file is gone."""
         self._client().hdel(self._key, digest)
+
+    def has(self, digest: str) -> bool:
+        """Whether the file still has its room."""
+        return bool(self._client().hexists(self._key, digest))

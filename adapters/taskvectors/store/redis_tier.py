@@ -217,6 +217,8 @@ class RedisTier:
                 self._index.forget(digest)
             raise
         self._counts.add(written_bytes=manifest.size)
+        if not self._index.has(digest):  # another's put needed the room while it was written
+            self._client.get().unlink(self._key(digest))
 
     def _write(self, digest: str, manifest: Manifest, data: memoryview) -> None:
         """Under a name of its own, then renamed: nobody sees a part of a file."""

@@ -26,7 +26,9 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 UrlOption = Annotated[
     str | None, typer.Option(help=f"A running gateway.  [default: {DEFAULT_URL}]")
 ]
-StoreOption = Annotated[Path | None, typer.Option(help="A store's folder, instead of --url.")]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="A store's folder, instead of --url.")
+]
 
 Step = Callable[[int], None]
 
