@@ -44,7 +44,7 @@ async def collect(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     body = parse_body(raw) if raw else {}
     check_known(body, ("grace_s", "dry_run"))
     grace_s, dry_run = body.get("grace_s", DEFAULT_GRACE_S), body.get("dry_run", False)
-    if isinstance(grace_s, bool) or not isinstance(grace_s, int | float) or not grace_s >= 0:
+    if isinstance(grace_s, bool) or not isinstance(grace_s, int | float) or not 0 <= grace_s < 1e12:
         message = f"grace_s must be seconds, 0 or more, not {str(grace_s)[:80]!r}"
         raise ApiError(400, message, "invalid_parameter", "grace_s")
     if not isinstance(dry_run, bool):

@@ -2,7 +2,8 @@
 
 The row of a file is its lock. A publisher takes it twice: to claim the file before it is placed,
 and to give it a name. So a claim that comes while the file is dropped waits, and the file is placed
-anew; and a name that comes without a new claim is refused.
+anew; and a name that comes without a new claim is refused. A file without a row was never published
+by this catalog: it may be another's, and stays.
 """
 
 import logging
@@ -60,6 +61,8 @@ def _drop(
 ) -> bool | None:
     """Whether the file went; None if that failed halfway."""
     with database.changing() as session:
+        if session.get(FileRow, file.digest) is None:  # another catalog's, in a shared origin
+            return False
         row = lock_file(session, file.digest)
         if is_used(session, file.digest) or not _is_old(row.claimed, grace_s):
             return False
@@ -75,7 +78,7 @@ def _drop(
 def _would_drop(database: Database, file: StoredFile, grace_s: float) -> bool:
     with database.reading() as session:
         row = session.get(FileRow, file.digest)
-        return row is None or _is_old(row.claimed, grace_s)
+        return row is not None and _is_old(row.claimed, grace_s)
 
 
 def _is_old(moment: float, grace_s: float) -> bool:

@@ -8,6 +8,7 @@ import pytest
 
 from outfitter.errors import CatalogConflict, InvalidDetails
 from outfitter.state.catalog import Catalog
+from outfitter.state.files import lock_file
 from outfitter.state.records import Collected
 from taskvectors.errors import InvalidReference, TierUnavailable, VectorNotFound
 from taskvectors.store.tier import StoredFile
@@ -31,6 +32,10 @@ class Shelf:
         del self.files[digest]
 
     def collect(self, catalog: Catalog, grace_s: float = 0, dry_run: bool = False) -> Collected:
+        """As if all of them had been published here long ago."""
+        with catalog.database.changing() as session:
+            for digest in self.files:
+                lock_file(session, digest)
         return catalog.collect([*self.files.values()], self.drop, grace_s, dry_run)
 
 
@@ -84,6 +89,9 @@ def test_a_file_that_cannot_be_dropped_is_told(catalog: Catalog) -> None:
     shelf = Shelf(1, 2)
     publish(catalog, "json", 2)
     files = [*shelf.files.values()]
+    with catalog.database.changing() as session:
+        for digest in shelf.files:
+            lock_file(session, digest)
     result = catalog.collect(files, fails, 0, False)
     assert result == Collected((), 0, 1, (digest_of(1),))
     with pytest.raises(CatalogConflict):
@@ -177,3 +185,11 @@ def test_loadouts_come_in_pages(catalog: Catalog) -> None:
     for limit, cursor in ((0, None), (1001, None), (1, "x"), (1, f"{after}x")):
         with pytest.raises(InvalidDetails):
             catalog.loadouts(limit, cursor)
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_what_another_catalog_may_need_stays(catalog: Catalog, dry_run: bool) -> None:
+    """A shared origin, seen by a catalog that never published the file."""
+    shelf = Shelf("foreign")
+    found = catalog.collect([*shelf.files.values()], shelf.drop, 0, dry_run)
+    assert (found.digests, found.kept, len(shelf.files)) == ((), 1, 1)
