@@ -273,6 +273,7 @@ def test_a_page_of_ten_thousand_reads_few_rows(catalog: Catalog) -> None:
     fill(catalog, 2500, 4)
     with catalog.database.engine.connect() as connection:
         connection.exec_driver_sql("ANALYZE")
+        connection.commit()
     queries = [
         Query(order=order, every_version=every, limit=20, namespace=namespace)
         for order in ALL_ORDERS
@@ -286,8 +287,8 @@ def test_a_page_of_ten_thousand_reads_few_rows(catalog: Catalog) -> None:
             found = statements_of(catalog, Query(**{**query.__dict__, "after": after}))
             assert len(found) == 5
             page, *_parts = found
-            # four versions a name: PostgreSQL may rather pass three over than change the index
-            assert rows_read(catalog, *page) <= 4 * 21, query
+            # four versions a name on average: PostgreSQL may rather pass three over than change the index
+            assert rows_read(catalog, *page) <= 2 * 4 * 21, query
 
 
 def test_suggestions_read_a_bounded_number_of_names(catalog: Catalog) -> None:

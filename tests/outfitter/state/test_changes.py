@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from outfitter.state import generation
 from outfitter.state.catalog import Catalog
 from outfitter.state.changes import Changes
 from outfitter.state.resolver import Resolver
@@ -114,6 +115,22 @@ def test_the_other_replica_sees_every_write(
     }[kind]
     with replicas(database_url, make) as (one, other):
         write_and_look(one, other)
+
+
+def test_a_message_alone_is_enough(
+    database_url: str, redis_url: str, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if what was read of the catalog is believed for longer than this test takes."""
+    monkeypatch.setattr(generation, "BOUND_S", 60.0)
+    monkeypatch.setattr(generation, "REFRESH_AFTER_S", 50.0)
+    with replicas(database_url, lambda: Changes(redis_url, redis_prefix)) as (one, other):
+        assert other.number("json") is None
+        publish(one.catalog, "json", 1)
+        one.resolver.changed()
+        eventually(lambda: other.number("json") == 1)
+        one.catalog.delete(ref("json@1"))
+        one.resolver.changed()
+        eventually(lambda: other.number("json@1") is None)
 
 
 def test_a_message_is_heard_before_the_generation_is_old(
