@@ -287,7 +287,7 @@ def test_a_page_of_ten_thousand_reads_few_rows(catalog: Catalog) -> None:
             found = statements_of(catalog, Query(**{**query.__dict__, "after": after}))
             assert len(found) == 5
             page, *_parts = found
-            # four versions a name on average: PostgreSQL may rather pass three over than change the index
+            # four versions a name on average: PostgreSQL may pass over what is not the latest
             assert rows_read(catalog, *page) <= 2 * 4 * 21, query
 
 
