@@ -48,6 +48,7 @@ def test_a_url_that_cannot_be_used_is_refused(url: str) -> None:
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the extra that brings it."""
     monkeypatch.setitem(__import__("sys").modules, "outfitter.state.postgres", None)
+    monkeypatch.delattr("outfitter.state.postgres", raising=False)  # imported before
     with pytest.raises(InvalidConfig, match=r"pip install 'outfitter\[postgres\]'"):
         Catalog("postgresql://h/db")
 
