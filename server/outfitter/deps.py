@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,7 @@ from taskvectors.spec import RequestedLoadout
 log = logging.getLogger(__name__)
 
 MAX_UPLOADS = 4
+MAX_PLANNERS = 32
 
 
 @dataclass
@@ -59,6 +61,8 @@ class Gateway:
     warming: Warming | None = None
     known_fields: dict[str, frozenset[str] | None] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
+    planners: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(MAX_PLANNERS))
+    """Of their own: requests go on while other routes wait for a slow database."""
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
 
     async def run(self) -> None:
@@ -131,7 +135,9 @@ class Gateway:
         """Decide how a request is served; reads the store in a thread."""
         base = self.ready_base()
         decide = partial(plan, requested, self.vectors.resolve, base.fingerprint, base.modules)
-        return await asyncio.to_thread(decide) if requested else decide()
+        if requested is None:
+            return decide()
+        return await asyncio.get_running_loop().run_in_executor(self.planners, decide)
 
 
 @asynccontextmanager
@@ -146,6 +152,7 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+        gateway.planners.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(vectors.close)
 
 

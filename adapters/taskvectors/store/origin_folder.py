@@ -6,6 +6,7 @@ a file is not there, any other error that the folder does not answer.
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -105,12 +106,8 @@ class LocalFolder:
         return at
 
     def write(self, name: str, data: memoryview) -> None:
-        """By a temporary file, fsync and rename. An equal one there gets a fresh time."""
+        """By a temporary file, fsync and rename. What is there may be damaged: it is replaced."""
         path = self._path(name)
-        with suppress(FileNotFoundError):
-            if path.stat().st_size == data.nbytes:
-                os.utime(path)
-                return
         self._make_folder(path.parent)
         with replacing(path) as file:
             file.write(data)
@@ -179,16 +176,14 @@ class RemoteFolder:
     def write(self, name: str, data: memoryview) -> None:
         """In one object that appears when it is complete, else by a rename."""
         fs, root = self._open()
-        with suppress(FileNotFoundError):
-            if int(fs.info(f"{root}/{name}")["size"]) == data.nbytes:
-                return
         target = f"{root}/{name}"
         if self._scheme in _OBJECT_STORES:
             _write(fs, target, data)
             return
         fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-        _write(fs, f"{target}.tmp", data)
-        fs.mv(f"{target}.tmp", target)
+        part = f"{target}.{uuid.uuid4().hex}.tmp"
+        _write(fs, part, data)
+        fs.mv(part, target)
 
     def delete(self, name: str) -> None:
         """Not an error when it is not there."""

@@ -273,12 +273,15 @@ class TieredFiles:
             return buffer, digest.finish()
 
     def _is_worth_another(self, tier: Tier, key: str) -> bool:
-        """Drop what was wrong; True where a second look finds it sound."""
+        """Drop what was wrong; True where a second look finds it sound.
+
+        Not from the origin: it may be the last copy, and the fault may be on the way.
+        """
         if tier is self._disk and self._disk.is_sound(key):
             return True
         self._counts[tier.name].add(corrupt=1)
-        log.warning("sha256:%s was damaged in %s and is dropped there", key, tier.name)
-        if tier is not self._disk:
+        log.warning("sha256:%s was damaged in %s", key, tier.name)
+        if tier is not self._disk and tier.name != ORIGIN:
             tier.drop(key)
         return False
 
