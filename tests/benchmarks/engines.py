@@ -18,7 +18,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+from taskvectors.footprint import resident_bytes
 from taskvectors.spec import Loadout, LoadoutItem
+from taskvectors.store import DirectoryStore
+from taskvectors.vllm_plugin import compat
 
 Kind = Literal["plain", "plugin", "stock"]
 Adapter = Loadout | Path | None
@@ -114,6 +117,7 @@ class _Host:
         self._llm: Any = LLM(**spec.arguments())
         self._requests: dict[str, Any] = {}
         self._columns: dict[str, int] = {}
+        self._store = spec.store
 
     def ready(self) -> bool:
         return True
@@ -175,8 +179,9 @@ class _Host:
         missing = sorted(loadout.digests - self._columns.keys())
         if not missing:
             return
-        load = {digest: len(self._columns) + i for i, digest in enumerate(missing)}
-        self._columns |= load
+        columns = {digest: len(self._columns) + i for i, digest in enumerate(missing)}
+        load = {digest: (column, self._nbytes(digest)) for digest, column in columns.items()}
+        self._columns |= columns
         self._llm.collective_rpc("taskvectors_apply", args=([], load))
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -187,6 +192,15 @@ class _Host:
                 raise RuntimeError(failed[0])
             time.sleep(0.01)
         raise TimeoutError(f"vectors not ready after {READY_TIMEOUT_S:g} s")
+
+    def _nbytes(self, digest: str) -> int:
+        """What the worker will count for it."""
+        config = self._llm.llm_engine.vllm_config
+        width = compat.hidden_dtype(config).itemsize
+        assert self._store is not None
+        header = DirectoryStore(self._store).header(digest)
+        on_cpu = config.device_config.device_type == "cpu"
+        return resident_bytes(header, width, 4 if on_cpu else width)
 
 
 def _serve(spec: EngineSpec, pipe: Connection) -> None:
