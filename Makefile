@@ -42,6 +42,9 @@ bench: $(VENV)/.test $(MODEL)/config.json
 	$(BIN)/python -m tests.benchmarks.merging --model $(MODEL) --layers 8
 	$(BIN)/python -m tests.benchmarks.extraction --model $(MODEL) --folder $(SCRATCH) \
 	  --parts small large -o tests/benchmarks/results/extraction.json
+	$(BIN)/python -m tests.benchmarks.tiers
+	$(BIN)/python -m tests.benchmarks.redis_tier
+	$(BIN)/python -m tests.benchmarks.zipf --model $(MODEL)
 
 # Wants `make serve` in another terminal.
 grades: $(VENV)/.test
