@@ -11,10 +11,10 @@ import typer
 
 from outfitter.commands.console import err
 from outfitter.commands.options import LocalStore
-from outfitter.config import GatewayConfig, InvalidConfig
+from outfitter.config import InvalidConfig
 from outfitter.control.selection import Modules
 from outfitter.deps import cache_home
-from outfitter.vectors import Vectors, open_vectors
+from outfitter.vectors import Vectors
 from taskvectors.checkpoint import Checkpoint, cached_fingerprint
 from taskvectors.errors import BaseMismatch, InvalidLoadout
 from taskvectors.format import read_header
@@ -80,14 +80,7 @@ def opened(store: Path | None) -> Iterator[Vectors | None]:
         return
     if not store.is_dir():
         raise InvalidConfig(f"unsupported --store {str(store)!r}; there is no such folder")
-    local = LocalStore.of(store)
-    with open_vectors(
-        local.store,
-        database_url=local.database_url,
-        tiers=local.tiers,
-        trust=None,
-        quarantine_bytes=GatewayConfig.quarantine_bytes,
-    ) as vectors:
+    with LocalStore.of(store).open() as vectors:
         yield vectors
 
 

@@ -14,7 +14,7 @@ from outfitter.commands.console import byte_progress, err, out, printable
 from outfitter.commands.files import print_file
 from outfitter.commands.options import LocalStore
 from outfitter.commands.places import DEFAULT_URL, StoreOption, UrlOption
-from outfitter.config import GatewayConfig, InvalidConfig, parse_size
+from outfitter.config import InvalidConfig, parse_size
 from outfitter.state.records import FileFacts, Version
 from outfitter.transfer import sources
 from outfitter.transfer.fetched import Progress
@@ -22,7 +22,6 @@ from outfitter.transfer.modelpack import default_tag
 from outfitter.transfer.oci import export_layout
 from outfitter.transfer.registry import Place, fetch
 from outfitter.transfer.registry import push as push_to_registry
-from outfitter.vectors import open_vectors
 from taskvectors.durable import rename
 from taskvectors.format import file_digest, validate_file
 from taskvectors.spec import Reference
@@ -117,14 +116,7 @@ def _found(reference: str, url: str | None, store: Path | None) -> Iterator[tupl
         with tempfile.TemporaryDirectory() as folder:
             yield _downloaded(reference, url or DEFAULT_URL, Path(folder) / "file.safetensors")
         return
-    local = LocalStore.of(store)
-    with open_vectors(
-        local.store,
-        database_url=local.database_url,
-        tiers=local.tiers,
-        trust=None,
-        quarantine_bytes=GatewayConfig.quarantine_bytes,
-    ) as vectors:
+    with LocalStore.of(store).open() as vectors:
         version = vectors.version(Reference.parse(reference))
         yield version, vectors.path(version.digest)
 

@@ -8,13 +8,15 @@ from typing import Annotated
 
 import typer
 
-from outfitter.config import check_state
+from outfitter.config import GatewayConfig, check_state
+from outfitter.vectors import Vectors, open_vectors
 from taskvectors.store.settings import TierSettings
 
 DATABASE_VARIABLE = "OUTFITTER_DATABASE_URL"
 REDIS_VARIABLE = "OUTFITTER_REDIS_URL"
 PREFIX_VARIABLE = "OUTFITTER_REDIS_PREFIX"
 ORIGIN_VARIABLE = "OUTFITTER_ORIGIN_URL"
+TRUST_VARIABLE = "OUTFITTER_TRUST"
 DEFAULT_PREFIX = TierSettings.redis_prefix
 
 DatabaseOption = Annotated[
@@ -44,12 +46,13 @@ OriginOption = Annotated[
 class LocalStore:
     """A store's folder with the rest of its state, for commands that need no gateway.
 
-    The fields are what `open_vectors` asks for. Raises InvalidConfig.
+    Raises InvalidConfig.
     """
 
     store: Path
     database_url: str | None = None
     tiers: TierSettings = field(default_factory=TierSettings)
+    trust: Path | None = None
 
     def __post_init__(self) -> None:
         check_state(self.database_url, self.tiers)
@@ -62,4 +65,16 @@ class LocalStore:
             redis_prefix=environment.get(PREFIX_VARIABLE) or DEFAULT_PREFIX,
             origin_url=environment.get(ORIGIN_VARIABLE) or None,
         )
-        return cls(store, environment.get(DATABASE_VARIABLE) or None, tiers)
+        trust = environment.get(TRUST_VARIABLE)
+        database_url = environment.get(DATABASE_VARIABLE) or None
+        return cls(store, database_url, tiers, Path(trust) if trust else None)
+
+    def open(self) -> Vectors:
+        """Raises TaskVectorError, InvalidConfig, OSError."""
+        return open_vectors(
+            self.store,
+            database_url=self.database_url,
+            tiers=self.tiers,
+            trust=self.trust,
+            quarantine_bytes=GatewayConfig.quarantine_bytes,
+        )

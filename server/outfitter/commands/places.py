@@ -11,13 +11,13 @@ from starlette.datastructures import QueryParams
 
 from outfitter.client import GatewayClient, GatewayRefused
 from outfitter.commands.options import LocalStore
-from outfitter.config import GatewayConfig, InvalidConfig
+from outfitter.config import InvalidConfig
 from outfitter.deps import cache_home
 from outfitter.routes.task_vectors import query_of
 from outfitter.schemas import describe, describe_deletion, draft_of
 from outfitter.state.records import Version
 from outfitter.uploading import Uploading
-from outfitter.vectors import Vectors, open_vectors
+from outfitter.vectors import Vectors
 from taskvectors.format import file_digest
 from taskvectors.spec import Reference
 
@@ -74,14 +74,7 @@ def open_place(url: str | None, store: Path | None) -> Iterator[Place]:
         with GatewayClient(url or DEFAULT_URL) as client:
             yield _Remote(client)
         return
-    local = LocalStore.of(store)
-    with open_vectors(
-        local.store,
-        database_url=local.database_url,
-        tiers=local.tiers,
-        trust=None,
-        quarantine_bytes=GatewayConfig.quarantine_bytes,
-    ) as vectors:
+    with LocalStore.of(store).open() as vectors:
         yield _Local(vectors)
 
 

@@ -19,6 +19,7 @@ from outfitter.commands.console import err
 from outfitter.commands.narrator import Narrator
 from outfitter.commands.options import (
     DEFAULT_PREFIX,
+    TRUST_VARIABLE,
     DatabaseOption,
     OriginOption,
     PrefixOption,
@@ -88,7 +89,12 @@ def serve(
     ] = None,
     trust: Annotated[
         Path | None,
-        typer.Option(help="The signature policy of each namespace.", exists=True, dir_okay=False),
+        typer.Option(
+            envvar=TRUST_VARIABLE,
+            help="The signature policy of each namespace.",
+            exists=True,
+            dir_okay=False,
+        ),
     ] = None,
     quarantine_bytes: Annotated[
         str, typer.Option(help="Disk for files that failed a check, kept for a look.")

@@ -15,8 +15,7 @@ from outfitter.client import GatewayClient
 from outfitter.commands.console import count_progress, err, human_bytes, out, printable
 from outfitter.commands.options import LocalStore
 from outfitter.commands.places import DEFAULT_URL, StoreOption, UrlOption
-from outfitter.config import GatewayConfig, InvalidConfig, parse_seconds
-from outfitter.vectors import Vectors, open_vectors
+from outfitter.config import InvalidConfig, parse_seconds
 from taskvectors.errors import TaskVectorError
 
 store = typer.Typer(help="Look after a store.", no_args_is_help=True)
@@ -55,7 +54,7 @@ def gc(
     if url is not None and folder is not None:
         raise InvalidConfig("--url and --store exclude each other; choose one")
     if folder is not None:
-        with _open(folder) as vectors:
+        with LocalStore.of(folder).open() as vectors:
             found: Mapping[str, Any] = asdict(vectors.collect(grace_s, dry_run))
     else:
         with GatewayClient(url or DEFAULT_URL) as client:
@@ -78,7 +77,7 @@ def gc(
 def check(folder: FolderOption) -> None:
     """Read every file again; damaged ones go into quarantine and are fetched anew."""
     healed, lost = 0, 0
-    with _open(folder) as vectors, count_progress() as bar:
+    with LocalStore.of(folder).open() as vectors, count_progress() as bar:
         files = sorted(vectors.store.files(), key=lambda file: file.digest)
         task = bar.add_task("checking files", total=len(files))
         for file in files:
@@ -111,17 +110,6 @@ def quarantine(folder: FolderOption, as_json: JsonOption = False) -> None:
         size = human_bytes(row["bytes"])
         out.print(Text(f"{row['file']} ({size}): {printable(str(row['reason']))}"), soft_wrap=True)
     err.print(f"{len(rows)} files in quarantine", highlight=False)
-
-
-def _open(folder: Path) -> Vectors:
-    local = LocalStore.of(folder)
-    return open_vectors(
-        local.store,
-        database_url=local.database_url,
-        tiers=local.tiers,
-        trust=None,
-        quarantine_bytes=GatewayConfig.quarantine_bytes,
-    )
 
 
 def _tier_table(found: Mapping[str, Any]) -> Table:
