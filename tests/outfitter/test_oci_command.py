@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from outfitter.cli import app
+from tests import services
 from tests.outfitter.harness import Running, make_vector
 from tests.outfitter.transfer import registries
 
@@ -45,8 +46,12 @@ def test_a_layout_carries_everything_from_store_to_store(tmp_path: Path) -> None
     assert (after["license"], after["is_signed"]) == ("MIT OR ISC", True)
 
 
-def test_a_gateway_and_its_store_give_the_same_artefact(gateway: Running, tmp_path: Path) -> None:
+def test_a_gateway_and_its_store_give_the_same_artefact(
+    gateway: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Byte for byte: the digest of the manifest is the same."""
+    for name, value in services.environment(gateway.config.store.parent).items():
+        monkeypatch.setenv(name, value)  # the state of that gateway, not of this test
     file = _signed(tmp_path)
     _run("push", file, "--name", "acme/json", "--license", "mit", "--url", gateway.url)
     url = _run("oci", "export", "acme/json", tmp_path / "a", "--tag", "t", "--url", gateway.url)
