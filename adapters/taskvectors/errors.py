@@ -20,10 +20,6 @@ class VectorNotFound(TaskVectorError):
     """A reference or digest names nothing in the store."""
 
 
-class UnreadableName(TaskVectorError):
-    """A file in which a store keeps the versions of a name is broken."""
-
-
 class BaseMismatch(TaskVectorError):
     """A task vector belongs to another base than the one at hand."""
 

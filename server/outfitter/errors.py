@@ -69,7 +69,6 @@ TABLE: Mapping[type[tv.TaskVectorError], Kind] = {
     tv.InvalidLoadout: Kind(400, INVALID_REQUEST, "invalid_loadout"),
     tv.VectorNotFound: Kind(404, INVALID_REQUEST, "task_vector_not_found"),
     tv.VectorInUse: Kind(409, INVALID_REQUEST, "task_vector_in_use"),
-    tv.UnreadableName: Kind(500, SERVER_ERROR, "unreadable_name"),
     tv.BaseMismatch: Kind(422, INVALID_REQUEST, "base_mismatch"),
     tv.InvalidFile: Kind(422, INVALID_REQUEST, "invalid_file"),
     tv.TruncatedFile: Kind(422, INVALID_REQUEST, "truncated_file"),

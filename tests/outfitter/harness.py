@@ -16,8 +16,8 @@ import uvicorn
 
 from outfitter.app import create_app
 from outfitter.config import GatewayConfig
-from outfitter.deps import Hooks
-from outfitter.vectors import Base, Draft, Vectors, open_vectors
+from outfitter.deps import Hooks, open_store
+from outfitter.vectors import Base, Draft, Vectors
 from taskvectors.format import file_digest, write_vector
 from taskvectors.store.settings import TierSettings
 from taskvectors.vector import BaseInfo, DenseDelta, SparseDelta, TaskVector
@@ -125,13 +125,7 @@ def push(client: httpx.Client, file: Path, name: str) -> dict:
 
 def opened(config: GatewayConfig) -> Vectors:
     """The state of a gateway, without one."""
-    return open_vectors(
-        config.store,
-        database_url=config.database_url,
-        tiers=config.tiers,
-        trust=config.trust,
-        quarantine_bytes=config.quarantine_bytes,
-    )
+    return open_store(config)
 
 
 def publish(config: GatewayConfig, file: Path, name: str) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import stat
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +26,7 @@ from outfitter.transfer.modelpack import (
     pack,
     unpack,
 )
+from taskvectors.durable import replacing
 from taskvectors.errors import ChecksumMismatch
 
 SCHEME = "oci:"
@@ -215,7 +215,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _copy_in(file: Path, to: Path, digest: str, progress: Progress) -> None:
     size = file.stat().st_size
-    with _replacing(to) as part:
+    with replacing(to) as part:
         try:
             with file.open("rb") as source:
                 copy_checked(source, part, Descriptor("", digest, size), progress)
@@ -224,22 +224,8 @@ def _copy_in(file: Path, to: Path, digest: str, progress: Progress) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(data)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is whole and on the disk."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with part.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _dumps(value: object) -> bytes:
