@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from taskvectors.footprint import resident_bytes
+from taskvectors.footprint import PACKED, resident_bytes
 from taskvectors.spec import Loadout, LoadoutItem
 from taskvectors.store import DirectoryStore
 from taskvectors.vllm_plugin import compat
@@ -200,7 +200,7 @@ class _Host:
         assert self._store is not None
         header = DirectoryStore(self._store).header(digest)
         on_cpu = config.device_config.device_type == "cpu"
-        return resident_bytes(header, width, 4 if on_cpu else width)
+        return resident_bytes(header, width, PACKED if on_cpu else width)
 
 
 def _serve(spec: EngineSpec, pipe: Connection) -> None:

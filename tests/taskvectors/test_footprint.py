@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from taskvectors.footprint import resident_bytes
+from taskvectors.footprint import PACKED, resident_bytes
 from taskvectors.format import read_header, write_vector
 from taskvectors.vector import (
     BaseInfo,
@@ -19,7 +20,8 @@ from taskvectors.vllm_plugin.staging import Stager
 from tests.taskvectors.vllm_plugin.test_layers import NAMES, SIZES, WIDTH, _fused_site, _Index
 
 
-def test_the_footprint_bounds_the_device_bytes_closely(tmp_path: Path) -> None:
+@pytest.mark.parametrize("packs", [False, True])
+def test_the_footprint_bounds_the_device_bytes_closely(tmp_path: Path, packs: bool) -> None:
     """Sparse, low-rank, dense and bias in one fused layer."""
     index = np.arange(0, SIZES[0] * WIDTH, 3)
     parameters: dict[str, Delta] = {
@@ -33,14 +35,17 @@ def test_the_footprint_bounds_the_device_bytes_closely(tmp_path: Path) -> None:
     vector = TaskVector(base=BaseInfo("base", None), parameters=parameters)
     write_vector(vector, tmp_path / "vector.safetensors")
     site = _fused_site()
-    stager = Stager(_Index(site), torch.device("cpu"), torch.float32)  # type: ignore[arg-type]
+    stager = Stager(_Index(site), torch.device("cpu"), torch.float32, packs=packs)  # type: ignore[arg-type]
     [(_, staged)] = stager.stage(vector, 0)
-    assert staged.sparse is not None
-    tensors = [staged.sparse.crow, staged.sparse.col, staged.sparse.val]
-    tensors += [tensor for block in staged.low_rank for tensor in (block.a, block.b)]
+    tensors = [tensor for block in staged.low_rank for tensor in (block.a, block.b)]
     tensors += [part.value for part in [*staged.dense, *staged.bias]]
+    if staged.sparse is not None:
+        tensors += [staged.sparse.crow, staged.sparse.col, staged.sparse.val]
     actual = sum(tensor.nbytes for tensor in tensors)
-    expected = resident_bytes(read_header(tmp_path / "vector.safetensors"), 4, 4)
-    row_offsets_of_other_parts = 4 * sum(SIZES[1:])
+    actual += sum(block.data.nbytes for block in staged.packed)
+    sparse_value_bytes = PACKED if packs else 4
+    expected = resident_bytes(read_header(tmp_path / "vector.safetensors"), 4, sparse_value_bytes)
+    row_offsets_of_other_parts = 0 if packs else 4 * sum(SIZES[1:])
+    assert bool(staged.packed) == packs
     assert actual <= expected + row_offsets_of_other_parts
-    assert expected <= actual
+    assert expected <= actual + len(index)

@@ -114,7 +114,7 @@ def _write(merged: MergedVector, path: Path, loadout: Loadout, job: Job) -> Comp
     resident = stored = 0
     with VectorWriter(path, merged.base, value_dtype="fp32") as writer:
         for name, delta in merged.deltas():
-            resident += delta_bytes(delta, job.value_bytes, job.sparse_value_bytes)
+            resident += delta_bytes(name, delta, job.value_bytes, job.sparse_value_bytes)
             stored += _value_bytes(delta)
             _check("on the device", resident, job.pool_bytes, "the pool has", "--pool-bytes")
             _check("on disk", stored, job.composed_bytes, DISK, "--composed-bytes")

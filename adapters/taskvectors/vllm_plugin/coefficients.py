@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from taskvectors.kernels.blocks import TokenGroups
 from taskvectors.selection import EVERYWHERE, Selection
 from taskvectors.vllm_plugin.deltas import LowRankPack
 
@@ -75,6 +76,19 @@ class StepCoefficients:
             active = pack.of(self._position)
             self._ranks[pack] = None if active is None else self._active_ranks(active)
         return self._ranks[pack]
+
+    @functools.cached_property
+    def groups(self) -> TokenGroups:
+        """For the CPU's kernel: the rows that use each column, and their weights by part."""
+        table, inverse = self._table.numpy(), self._inverse.numpy()
+        used = (table != 0).any(axis=0)[inverse]
+        where, tokens = np.nonzero(used.T)
+        bounds = np.zeros((max(self.columns, default=-1) + 1, 2), np.int32)
+        ends = np.cumsum(used.sum(axis=0))
+        bounds[list(self.columns), 1] = ends
+        bounds[list(self.columns), 0] = np.concatenate([[0], ends[:-1]])
+        coef = np.ascontiguousarray(table[:, inverse[tokens], where], np.float32)
+        return TokenGroups(bounds, tokens.astype(np.int32), coef)
 
     def slice(self, start: int, stop: int) -> "StepCoefficients":
         """The same for rows start to stop."""

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from taskvectors.kernels.blocks import Block, LayerTable
 from taskvectors.kernels.torch_ops import SparseMatrix
 
 Value = TypeVar("Value")
@@ -91,9 +92,11 @@ class PartTensor:
 class Deltas:
     """One layer's resident deltas by column.
 
-    low_rank: all low-rank vectors. sparse: [out, in] matrices. dense and bias: by part.
+    packed: what a CPU's compiled kernel computes, low-rank and sparse. Elsewhere, low_rank: all
+    low-rank vectors; sparse: [out, in] matrices. dense and bias: by part.
     """
 
+    packed: LayerTable = field(default_factory=LayerTable)
     low_rank: LowRankPack | None = None
     sparse: Mapping[int, SparseMatrix] = field(default_factory=lambda: MappingProxyType({}))
     dense: Mapping[int, tuple[PartTensor, ...]] = field(
@@ -108,6 +111,7 @@ class Deltas:
             known = blocks.get(block.part)
             blocks[block.part] = known.joined(block) if known else block
         return Deltas(
+            packed=self.packed.plus(staged.packed) if staged.packed else self.packed,
             low_rank=LowRankPack.pack(blocks[part] for part in sorted(blocks)),
             sparse=_plus(self.sparse, column, staged.sparse),
             dense=_plus(self.dense, column, tuple(staged.dense)),
@@ -117,6 +121,7 @@ class Deltas:
     def without_vector(self, column: int) -> "Deltas":
         """These less one vector."""
         return Deltas(
+            packed=self.packed.without(column),
             low_rank=self.low_rank and self.low_rank.of(self.low_rank.owners - {column}),
             sparse=_minus(self.sparse, column),
             dense=_minus(self.dense, column),
@@ -128,6 +133,7 @@ class Deltas:
 class StagedDeltas:
     """One vector's part of one layer, on the device, not yet visible to a step."""
 
+    packed: list[Block] = field(default_factory=list)
     low_rank: list[LowRankBlock] = field(default_factory=list)
     sparse: SparseMatrix | None = None
     dense: list[PartTensor] = field(default_factory=list)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from taskvectors.kernels import torch_ops
+from taskvectors.kernels.cpu import add_layer
 from taskvectors.kernels.torch_ops import SparseMatrix
 from taskvectors.vllm_plugin import compat
 from taskvectors.vllm_plugin.coefficients import StepCoefficients
@@ -107,6 +108,8 @@ def add_linear(site: Site, coefficients: StepCoefficients, y: Tensor, x: Tensor)
     With weights per part the product of each part has its own C.
     """
     deltas = site.deltas
+    if deltas.packed.blocks:
+        add_layer(y, x, deltas.packed, coefficients.groups)
     if deltas.low_rank is not None:
         _add_low_rank(site, deltas.low_rank, coefficients, y, x)
     for column in coefficients.columns:

@@ -8,8 +8,8 @@ here would end the engine for everybody.
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from taskvectors.errors import InvalidLoadout
+from taskvectors.errors import InvalidLoadout, TaskVectorError
+from taskvectors.kernels.cpu import warm_up
 from taskvectors.spec import Loadout
 from taskvectors.store.tiered import TieredFiles
 from taskvectors.vllm_plugin import compat
@@ -26,6 +27,8 @@ from taskvectors.vllm_plugin.config import PluginConfig
 from taskvectors.vllm_plugin.layers import StepState, hook
 from taskvectors.vllm_plugin.pool import ResidentPool
 from taskvectors.vllm_plugin.prefetching import Prefetcher
+from taskvectors.vllm_plugin.promotion import Promotion
+from taskvectors.vllm_plugin.resident_weights import ResidentWeights
 from taskvectors.vllm_plugin.sites import SiteIndex
 from taskvectors.vllm_plugin.slots import SlotTable
 from taskvectors.vllm_plugin.staging import Stager
@@ -68,6 +71,7 @@ class TaskVectorManager:
         self._prefetcher: Prefetcher
         self._pool: ResidentPool
         self._table: CoefficientTable
+        self._promotion: Promotion
 
     def create_lora_manager(self, model: nn.Module, _vllm_config: Any = None) -> nn.Module:
         """Hook the model's layers; called once, after the weights are loaded."""
@@ -76,6 +80,8 @@ class TaskVectorManager:
         index = SiteIndex(model, compat.is_tied(self._vllm_config))
         for site in index.sites:
             hook(site, self._state)
+        if self._device.type == "cpu":
+            warm_up()
         self._files = TieredFiles(
             self._config.store,
             self._config.tiers,
@@ -86,6 +92,9 @@ class TaskVectorManager:
         stager = Stager(index, self._device, dtype)
         self._pool = ResidentPool(self._files, stager, self._config.base_fingerprint)
         self._table = CoefficientTable(self._num_slots + 1, self._config.max_vectors, index.parts)
+        self._promotion = Promotion(
+            ResidentWeights(index), self._files, self._config.base_fingerprint
+        )
         logger.info("task vectors: %d layers hooked, %d slots", len(index.sites), self._num_slots)
         return model
 
@@ -115,6 +124,34 @@ class TaskVectorManager:
         seconds = {"count": self._pool.num_loads, "sum": self._pool.load_seconds}
         tiers = {name: asdict(stats) for name, stats in self._files.stats().items()}
         return {"tiers": tiers, "load_seconds": seconds}
+
+    # Promotion, while the engine is paused.
+
+    def promote(self, asked: str, served: str) -> dict[str, Any]:
+        """Write a loadout into the resident weights: its state, or `error` and `message`."""
+        return self._change(lambda: self._promotion.promote(asked, Loadout.from_canonical(served)))
+
+    def demote(self) -> dict[str, Any]:
+        """Put the original weights back."""
+        return self._change(self._promotion.demote)
+
+    def promotion(self, checksum: bool) -> dict[str, Any]:
+        """What is promoted; with the sha256 of all weights, if wanted."""
+        state = self._promotion.state()
+        return {**state, "sha256_weights": self._promotion.checksum()} if checksum else state
+
+    def _change(self, change: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Every loadout's coefficients are relative to what is promoted: all slots are given back.
+
+        An error is told as `error`, its class, and `message`: vLLM passes on no class.
+        """
+        try:
+            return change()
+        except TaskVectorError as error:
+            return {"error": type(error).__name__, "message": str(error)}
+        finally:
+            self.remove_all_adapters()
+            self._version += 1
 
     # What vLLM calls before each step.
 
@@ -150,7 +187,9 @@ class TaskVectorManager:
         except InvalidLoadout:
             logger.exception("%s is not served: no loadout", request.lora_name)
             return
-        columns = [(self._pool.column(item.digest), item) for item in loadout.items]
+        promoted = [replace(item, weight=-item.weight) for item in self._promotion.items]
+        items = [*loadout.items, *promoted]
+        columns = [(self._pool.column(item.digest), item) for item in items]
         vectors = [
             WeightedColumn(column, item.weight, item.selection)
             for column, item in columns

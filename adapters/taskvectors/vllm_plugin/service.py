@@ -16,6 +16,7 @@ from taskvectors.errors import (
     VectorLoadFailed,
     VectorNotFound,
 )
+from taskvectors.footprint import PACKED
 from taskvectors.spec import Loadout
 from taskvectors.store.tiered import TieredFiles
 from taskvectors.vllm_plugin import compat
@@ -45,7 +46,7 @@ class LoadoutService:
             )
         width = compat.hidden_dtype(engine.vllm_config).itemsize
         on_cpu = engine.vllm_config.device_config.device_type == "cpu"
-        sparse_width = 4 if on_cpu else width
+        sparse_width = PACKED if on_cpu else width
         model = str(engine.vllm_config.model_config.model)
         compose = ChildProcess(
             config,

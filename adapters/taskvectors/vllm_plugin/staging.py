@@ -1,14 +1,18 @@
 """Staging: turn a task vector in memory into device tensors for each site it touches."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from taskvectors.errors import BaseMismatch, VectorLoadFailed
-from taskvectors.footprint import resident_bytes
+from taskvectors.footprint import PACKED, resident_bytes
 from taskvectors.format import FileHeader
+from taskvectors.kernels.blocks import Block, RankPair
 from taskvectors.kernels.torch_ops import SparseMatrix
+from taskvectors.packed import BF16, MAX_WIDTH, PackedRows
 from taskvectors.vector import Delta, DenseDelta, LowRankDelta, SparseDelta, TaskVector
 from taskvectors.vllm_plugin.deltas import LowRankBlock, PartTensor, StagedDeltas
 from taskvectors.vllm_plugin.sites import Part, Site, SiteIndex
@@ -22,19 +26,30 @@ MAX_MAGNITUDE = 65504.0
 class Stager:
     """Stages vectors for one engine.
 
-    dtype: of low-rank and dense deltas, the engine's own. sparse_dtype: of sparse values;
-    float32 on a CPU, whose sparse products know no bfloat16.
+    dtype: the engine's own, which low-rank and dense deltas take. On a CPU the deltas of a linear
+    layer keep the file's width, packed; a sparse one of an embedding is float32, as torch's sparse
+    products know no bfloat16.
+    packs: whether linear layers are packed; by default on a CPU.
     """
 
-    def __init__(self, index: SiteIndex, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        index: SiteIndex,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        packs: bool | None = None,
+    ) -> None:
         self._index = index
         self._device = device
         self._dtype = dtype
+        self._packs = device.type == "cpu" if packs is None else packs
         self._sparse_dtype = torch.float32 if device.type == "cpu" else dtype
 
     def nbytes(self, header: FileHeader) -> int:
         """The device bytes of a vector; see the footprint."""
-        return resident_bytes(header, self._dtype.itemsize, self._sparse_dtype.itemsize)
+        sparse = PACKED if self._packs else self._sparse_dtype.itemsize
+        return resident_bytes(header, self._dtype.itemsize, sparse)
 
     def stage(self, vector: TaskVector, column: int) -> Staged:
         """Build the tensors of `vector`; raises VectorLoadFailed, BaseMismatch."""
@@ -50,7 +65,10 @@ class Stager:
                 _, target = staged.setdefault(id(site), (site, StagedDeltas()))
                 sites[id(site)] = site
                 part = site.parts[position]
-                if isinstance(delta, SparseDelta) and not _is_small(name, site):
+                if self._is_packed(name, delta, site):
+                    _check_shape(name, delta, (part.size, _input_width(site)))
+                    target.packed.append(_packed(name, delta, part, column))
+                elif isinstance(delta, SparseDelta) and not _is_small(name, site):
                     _check_shape(name, delta, (part.size, _input_width(site)))
                     sparse.setdefault(id(site), []).append((part, delta))
                 elif isinstance(delta, DenseDelta) and not _is_small(name, site):
@@ -62,6 +80,11 @@ class Stager:
                     self._stage_one(name, delta, site, position, column, target)
         self._stage_sparse(sparse, sites, staged)
         return list(staged.values())
+
+    def _is_packed(self, name: str, delta: Delta, site: Site) -> bool:
+        is_matrix = not isinstance(delta, DenseDelta) and not _is_small(name, site)
+        is_linear = site.kind == "linear"
+        return self._packs and is_linear and is_matrix and delta.shape[-1] <= MAX_WIDTH
 
     def _stage_one(
         self, name: str, delta: Delta, site: Site, position: int, column: int, target: StagedDeltas
@@ -109,13 +132,41 @@ class Stager:
         self, name: str, array: npt.NDArray[np.float32], dtype: torch.dtype | None = None
     ) -> Tensor:
         """On the device in the engine's dtype, or `dtype`; raises VectorLoadFailed if too large."""
-        largest = float(np.abs(array).max(initial=0.0))
-        if not largest <= MAX_MAGNITUDE:
-            raise VectorLoadFailed(
-                f"{name!r} has a value of magnitude {largest:g}; at most {MAX_MAGNITUDE:g} is"
-                " served, so that no product overflows"
-            )
+        _check_magnitude(name, array)
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, dtype or self._dtype)
+
+
+def _packed(name: str, delta: Delta, part: Part, column: int) -> Block:
+    """A block for the CPU's kernel, in the file's own width where that is bfloat16."""
+    if isinstance(delta, SparseDelta):
+        _check_magnitude(name, delta.values)
+        shape = (part.size, delta.shape[1])
+        packed = PackedRows.from_flat(shape, delta.index, delta.values)
+        return Block(column, part.index, part.start, packed)
+    assert isinstance(delta, LowRankDelta)
+    _check_magnitude(name, delta.a)
+    _check_magnitude(name, delta.b.astype(np.float32) * np.float32(delta.scale))
+    is_bf16 = delta.a.dtype == delta.b.dtype == BF16
+    a, b = (_bits(m) if is_bf16 else _float32(m) for m in (delta.a, delta.b.T))
+    return Block(column, part.index, part.start, RankPair(a, b, float(delta.scale)))
+
+
+def _bits(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(matrix).view(np.uint16)
+
+
+def _float32(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(matrix, np.float32)
+
+
+def _check_magnitude(name: str, array: npt.NDArray[Any]) -> None:
+    """Raises VectorLoadFailed; NaN counts as too large."""
+    largest = float(np.abs(array).max(initial=0.0))
+    if not largest <= MAX_MAGNITUDE:
+        raise VectorLoadFailed(
+            f"{name!r} has a value of magnitude {largest:g}; at most {MAX_MAGNITUDE:g} is"
+            " served, so that no product overflows"
+        )
 
 
 def _check_shape(name: str, delta: Delta, expected: tuple[int, ...]) -> None:

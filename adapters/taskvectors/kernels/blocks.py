@@ -1,0 +1,114 @@
+"""Blocks: what a CPU holds for each vector of a layer, and the numbers its compiled code reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from taskvectors.packed import MAX_WIDTH, PackedRows
+
+Array: TypeAlias = npt.NDArray[Any]
+
+COLUMN, PART, START, ROWS, WIDTH, KIND, FIRST, SECOND, THIRD, SIZE = range(10)
+"""Fields of a block. Three addresses: counts, positions and values; or a and b. SIZE: of entries,
+or of ranks."""
+NARROW_BF16, WIDE_BF16, NARROW_F32, WIDE_F32, LOW_RANK_BF16, LOW_RANK_F32 = range(6)
+"""Kinds of a block: increments or columns, and the values' dtype."""
+FIELDS = SIZE + 1
+ROW_BLOCK = 64
+MOST_LANES = 16
+RANK_TOKENS = 8
+"""Tokens for which a row of a low-rank matrix is read once."""
+
+
+@dataclass(frozen=True, eq=False)
+class RankPair:
+    """A low-rank delta, scale · bᵀ a. a: [R, in]; b: [R, out]; both bfloat16 bits or float32."""
+
+    a: Array
+    b: Array
+    scale: float
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return self.a.nbytes + self.b.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One vector's delta of one part of a layer. start: the part's first output row."""
+
+    column: int
+    part: int
+    start: int
+    data: PackedRows | RankPair
+
+
+class LayerTable:
+    """The blocks of one layer as numbers that the compiled code reads; immutable.
+
+    The arrays that the addresses lead to live as long as the table.
+    """
+
+    def __init__(self, blocks: Sequence[Block] = ()) -> None:
+        self.blocks = tuple(blocks)
+        self.fields = np.array([_fields(block) for block in blocks], np.int64).reshape(-1, FIELDS)
+        scales = [b.data.scale if isinstance(b.data, RankPair) else 1.0 for b in blocks]
+        self.scales = np.array(scales, np.float32)
+        self.scratch = max(map(_scratch_of, blocks), default=0)
+        self.has_ranks = any(isinstance(block.data, RankPair) for block in blocks)
+
+    def plus(self, blocks: Sequence[Block]) -> "LayerTable":
+        """These blocks and more."""
+        return LayerTable((*self.blocks, *blocks))
+
+    def without(self, column: int) -> "LayerTable":
+        """These blocks less those of one vector."""
+        return LayerTable([block for block in self.blocks if block.column != column])
+
+
+@dataclass(frozen=True, eq=False)
+class TokenGroups:
+    """Which tokens use which vector.
+
+    bounds: int32 [K, 2], where the tokens of each column begin and end. tokens: int32 [E].
+    coef: float32 [P or 1, E], the weight of each for each part.
+    """
+
+    bounds: Array
+    tokens: Array
+    coef: Array
+
+
+def _fields(block: Block) -> list[int]:
+    data = block.data
+    if isinstance(data, RankPair):
+        kind = LOW_RANK_BF16 if data.a.dtype == np.uint16 else LOW_RANK_F32
+        (rank, width), rows = data.a.shape, data.b.shape[1]
+        assert data.a.dtype == data.b.dtype
+        assert data.a.flags.c_contiguous
+        assert data.b.flags.c_contiguous
+        where = [data.a.ctypes.data, data.b.ctypes.data, 0, rank]
+    else:
+        is_bf16, is_narrow = data.value.dtype == np.uint16, data.position.dtype == np.uint8
+        kind = {
+            (True, True): NARROW_BF16,
+            (True, False): WIDE_BF16,
+            (False, True): NARROW_F32,
+            (False, False): WIDE_F32,
+        }[is_bf16, is_narrow]
+        rows, width = data.shape
+        where = [array.ctypes.data for array in (data.counts, data.position, data.value)]
+        where.append(len(data.position))
+    assert width <= MAX_WIDTH
+    return [block.column, block.part, block.start, rows, width, kind, *where]
+
+
+def _scratch_of(block: Block) -> int:
+    """float32 values that the compiled code needs for a block."""
+    if isinstance(block.data, RankPair):
+        return RANK_TOKENS * len(block.data.a)
+    return MOST_LANES * (block.data.shape[1] + ROW_BLOCK)

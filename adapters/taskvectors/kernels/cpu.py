@@ -1,0 +1,100 @@
+"""All deltas of one layer in one call on a CPU: each vector is paid by the tokens that use it.
+
+Compiled by numba when the engine starts, and kept in its cache. Semantics are those of
+`reference`. The tokens of a vector are packed side by side, 16, 8 or 1 to a row, so that one
+nonzero meets all of them in one vector instruction. Coefficients scale x, and never a product: a
+zero one leaves a token's row alone, whatever another token's product is.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taskvectors.kernels.blocks import Array, Block, LayerTable, RankPair, TokenGroups
+
+GEMM_ROWS = 48
+"""From so many tokens on, torch's matrix products beat ours for low-rank vectors."""
+
+
+def add_layer(y: Tensor, x: Tensor, table: LayerTable, groups: TokenGroups) -> None:
+    """y[t] += Σ_k coef[t, k] · Δ_k x[t] over all blocks of the layer.
+
+    y: [T, out], wider for a padded head; x: [T, in]; both float32 or bfloat16, on the CPU.
+    """
+    if not len(table.fields):
+        return
+    assert y.is_contiguous()
+    assert y.dtype == x.dtype
+    by_gemm = table.has_ranks and len(x) >= GEMM_ROWS
+    arguments = (table.fields, table.scales, groups.bounds, groups.tokens, groups.coef)
+    if x.dtype == torch.bfloat16:
+        into, source = _bits(y), _bits(x)
+    else:
+        into, source = y.numpy(), x.contiguous().numpy()
+    _compiled(x.dtype)(
+        into, source, *arguments, _scratch(table.scratch + x.numel() + y.numel()), by_gemm
+    )
+    if by_gemm:
+        for block in table.blocks:
+            if isinstance(block.data, RankPair):
+                _add_ranks(y, x, block, block.data, groups)
+
+
+def warm_up() -> None:
+    """Compile both entry points, or read them from the cache, before a step needs them."""
+    empty = TokenGroups(np.zeros((1, 2), np.int32), np.zeros(0, np.int32), np.zeros((1, 0), "f4"))
+    block = Block(0, 0, 0, RankPair(np.zeros((1, 1), "f4"), np.zeros((1, 1), "f4"), 1.0))
+    for dtype in (torch.float32, torch.bfloat16):
+        zeros = torch.zeros(1, 1, dtype=dtype)
+        add_layer(zeros, zeros, LayerTable([block]), empty)
+
+
+@functools.cache
+def _compiled(dtype: torch.dtype) -> Callable[..., None]:
+    from taskvectors.kernels import compiled  # numba takes half a second, which GPUs need not wait
+
+    run: Callable[..., None]
+    run = compiled.add_bf16 if dtype == torch.bfloat16 else compiled.add_float32
+    return run
+
+
+def _bits(tensor: Tensor) -> Array:
+    """The bits of a bfloat16 tensor; shares its memory if that is contiguous."""
+    return tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
+
+
+_BUFFERS: dict[str, Array] = {}
+
+
+def _scratch(size: int) -> Array:
+    """Memory for one call, kept for the next; only the engine's step thread calls."""
+    if len(_BUFFERS.get("scratch", ())) < size:
+        _BUFFERS["scratch"] = np.empty(2 * size, np.float32)
+    return _BUFFERS["scratch"]
+
+
+def _add_ranks(y: Tensor, x: Tensor, block: Block, pair: RankPair, groups: TokenGroups) -> None:
+    """By torch's matrix products, for many tokens."""
+    begin, end = groups.bounds[block.column].tolist()
+    if begin == end:
+        return
+    coef = groups.coef[block.part if len(groups.coef) > 1 else 0, begin:end]
+    a, b = (_float32(array) for array in (pair.a, pair.b))
+    tokens = torch.from_numpy(groups.tokens[begin:end])
+    weights = torch.from_numpy(coef * np.float32(pair.scale))[:, None]
+    if end - begin == len(x):  # all tokens, in order
+        product = (x.float() * weights) @ a.T @ b
+        y[:, block.start : block.start + b.shape[1]] += product.to(y.dtype)
+        return
+    product = (x[tokens].float() * weights) @ a.T @ b
+    part = y[:, block.start : block.start + b.shape[1]]
+    part.index_add_(0, tokens, product.to(y.dtype))
+
+
+def _float32(array: Array) -> Tensor:
+    if array.dtype != np.uint16:
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).float()
