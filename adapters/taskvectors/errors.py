@@ -92,6 +92,10 @@ class VectorLoadFailed(TaskVectorError):
     """A task vector was found but could not be made resident."""
 
 
+class PromotionTooLarge(TaskVectorError):
+    """The host has no memory for what a promotion would replace in the weights."""
+
+
 class VectorInUse(TaskVectorError):
     """A stored task vector cannot be removed by digest while a name stands for it."""
 

@@ -1,8 +1,10 @@
 """Everything that depends on a vLLM version or on names inside vLLM (0.26 to 0.33)."""
 
+import asyncio
+import contextlib
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import torch
@@ -15,6 +17,10 @@ WORKER_STATUS = "taskvectors_status"
 WORKER_PREFETCH = "taskvectors_prefetch"
 WORKER_PREFETCHED = "taskvectors_prefetched"
 WORKER_STATS = "taskvectors_stats"
+WORKER_PROMOTE = "taskvectors_promote"
+WORKER_DEMOTE = "taskvectors_demote"
+WORKER_PROMOTION = "taskvectors_promotion"
+READ_ROWS = 256
 
 
 def install(create: Callable[[Any, torch.device], Any | None]) -> None:
@@ -167,6 +173,70 @@ def override_norm(module: Any, replacement: Callable[..., Any]) -> None:
     module._forward_method = forward
 
 
+def input_width(module: Any) -> int:
+    """Columns of the weight of a linear layer, embedding or head."""
+    width = getattr(module, "input_size", None) or getattr(module, "embedding_dim", None)
+    assert isinstance(width, int)
+    return width
+
+
+def is_plain_weight(module: Any) -> bool:
+    """Whether the weight is not quantised."""
+    kinds = type(getattr(module, "quant_method", None)).__mro__
+    return any(kind.__name__.startswith("Unquantized") for kind in kinds)
+
+
+def unpacked_weight(module: Any) -> Tensor:
+    """[out, in]: the weight that a CPU layer has packed and dropped, by its product with 1.
+
+    Exact up to the sign of zeros. Raises UnsupportedEngine for a weight that is not finite, whose
+    row no product gives back.
+    """
+    dtype, width = module.weight.dtype, input_width(module)
+    unit = torch.zeros(READ_ROWS, width, dtype=dtype)
+    columns = []
+    for start in range(0, width, READ_ROWS):
+        count = min(READ_ROWS, width - start)
+        unit.zero_()[range(count), range(start, start + count)] = 1
+        columns.append(module.cpu_linear(unit, module.weight, None)[:count].T)
+    weight = torch.cat(columns, dim=1).contiguous()
+    if not bool(torch.isfinite(weight).all()):
+        raise UnsupportedEngine("the base has weights that are not finite: it cannot be promoted")
+    return weight
+
+
+def repack_weight(module: Any, weight: Tensor) -> None:
+    """Let a CPU layer that has packed its weight do so again; others use `weight` as it is."""
+    if not hasattr(module, "cpu_linear"):
+        return
+    if not module.weight.numel():
+        module.weight = nn.Parameter(weight, requires_grad=False)
+    module.quant_method.process_weights_after_loading(module)
+
+
+def available_memory() -> int:
+    """Bytes of host memory that can be had."""
+    import psutil  # type: ignore[import-untyped]  # vLLM's own requirement
+
+    return int(psutil.virtual_memory().available)
+
+
+@contextlib.asynccontextmanager
+async def paused(engine: Any, timeout_s: float) -> AsyncIterator[None]:
+    """While open no request runs: those that did have finished, others wait, caches are empty.
+
+    Raises TimeoutError when running requests take longer than `timeout_s`.
+    """
+    if not hasattr(engine, "pause_generation"):
+        raise UnsupportedEngine("this vLLM cannot be paused, so nothing can be promoted")
+    try:
+        async with asyncio.timeout(timeout_s):
+            await engine.pause_generation(mode="wait", clear_cache=True)
+        yield
+    finally:
+        await engine.resume_generation()
+
+
 def lora_request(name: str, loadout_id: int, canonical: str) -> Any:
     """vLLM's request for a loadout. Prefix-cache blocks are keyed by name and path."""
     from vllm.lora.request import LoRARequest
@@ -195,11 +265,26 @@ def _add_worker_methods() -> None:
         found: dict[str, Any] = self.model_runner.lora_manager.stats()
         return found
 
+    def promote(self: Any, asked: str, served: str) -> dict[str, Any]:
+        outcome: dict[str, Any] = self.model_runner.lora_manager.promote(asked, served)
+        return outcome
+
+    def demote(self: Any) -> dict[str, Any]:
+        outcome: dict[str, Any] = self.model_runner.lora_manager.demote()
+        return outcome
+
+    def promotion(self: Any, checksum: bool) -> dict[str, Any]:
+        outcome: dict[str, Any] = self.model_runner.lora_manager.promotion(checksum)
+        return outcome
+
     setattr(WorkerBase, WORKER_APPLY, apply)
     setattr(WorkerBase, WORKER_STATUS, status)
     setattr(WorkerBase, WORKER_PREFETCH, prefetch)
     setattr(WorkerBase, WORKER_PREFETCHED, prefetched)
     setattr(WorkerBase, WORKER_STATS, stats)
+    setattr(WorkerBase, WORKER_PROMOTE, promote)
+    setattr(WorkerBase, WORKER_DEMOTE, demote)
+    setattr(WorkerBase, WORKER_PROMOTION, promotion)
 
 
 def _add_prompt_logprobs_hook() -> None:

@@ -1,6 +1,8 @@
-"""Two routes on the engine's own socket, for whoever runs it: what the tiers do, and warming.
+"""Routes on the engine's own socket, for whoever runs it: tiers, warming, and promotion.
 
-`GET /taskvectors/stats`; `POST /taskvectors/prefetch` with `{"digests": [...], "pin": false}`.
+`GET /taskvectors/stats`; `POST /taskvectors/prefetch` with `{"digests": [...], "pin": false}`;
+`POST /taskvectors/promotion` with `{"loadout": "<canonical>"}`, `DELETE` to demote, and `GET` for
+what is promoted, with `?checksum=true` for the sha256 of all weights, too.
 """
 
 import re
@@ -11,6 +13,7 @@ from starlette.requests import Request
 
 from taskvectors.container.strict_json import loads
 from taskvectors.errors import InvalidHeader, InvalidLoadout
+from taskvectors.spec import Loadout
 
 MAX_BODY = 1 << 20
 MAX_DIGESTS = 4096
@@ -26,6 +29,18 @@ class Service(Protocol):
 
     async def stats(self) -> dict[str, Any]:
         """Tiers, pool, seconds."""
+        ...
+
+    async def promote(self, loadout: Loadout) -> dict[str, Any]:
+        """The state after it."""
+        ...
+
+    async def demote(self) -> dict[str, Any]:
+        """The state after it."""
+        ...
+
+    async def promotion(self, *, checksum: bool) -> dict[str, Any]:
+        """The state."""
         ...
 
 
@@ -46,9 +61,27 @@ async def _prefetch(service: Service, request: Request) -> dict[str, Any]:
     return {"states": await service.warm(digests, pin=pin)}
 
 
+async def _promote(service: Service, request: Request) -> dict[str, Any]:
+    return await service.promote(_parse_loadout(await _body(request)))
+
+
+async def _demote(service: Service, _request: Request) -> dict[str, Any]:
+    return await service.demote()
+
+
+async def _promotion(service: Service, request: Request) -> dict[str, Any]:
+    wanted = request.query_params.get("checksum", "false")
+    if wanted not in ("true", "false"):
+        raise InvalidLoadout(f"checksum must be true or false, not {wanted[:80]!r}")
+    return await service.promotion(checksum=wanted == "true")
+
+
 _ROUTES: dict[tuple[str, str], Route] = {
     ("GET", "/taskvectors/stats"): _stats,
     ("POST", "/taskvectors/prefetch"): _prefetch,
+    ("POST", "/taskvectors/promotion"): _promote,
+    ("DELETE", "/taskvectors/promotion"): _demote,
+    ("GET", "/taskvectors/promotion"): _promotion,
 }
 
 
@@ -61,12 +94,26 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _parse(body: bytes) -> tuple[list[str], bool]:
-    """Digests, and whether they are pinned; raises InvalidLoadout."""
+def _json(body: bytes) -> Any:
     try:
-        fields = loads(body, "the body")
+        return loads(body, "the body")
     except InvalidHeader as error:
         raise InvalidLoadout(str(error)) from error
+
+
+def _parse_loadout(body: bytes) -> Loadout:
+    """Raises InvalidLoadout."""
+    fields = _json(body)
+    if not isinstance(fields, dict) or fields.keys() != {"loadout"}:
+        raise InvalidLoadout('the body must be {"loadout": "<a canonical loadout>"}')
+    if not isinstance(fields["loadout"], str):
+        raise InvalidLoadout("loadout must be a string, the canonical form of a loadout")
+    return Loadout.from_canonical(fields["loadout"])
+
+
+def _parse(body: bytes) -> tuple[list[str], bool]:
+    """Digests, and whether they are pinned; raises InvalidLoadout."""
+    fields = _json(body)
     if not isinstance(fields, dict) or not {"digests"} <= fields.keys() <= {"digests", "pin"}:
         raise InvalidLoadout('the body must be {"digests": [...], "pin": true or false}')
     digests, pin = fields["digests"], fields.get("pin", False)

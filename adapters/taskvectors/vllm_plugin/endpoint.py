@@ -1,8 +1,8 @@
 """The HTTP side in vLLM's API server: a request that carries a loadout is admitted, then served.
 
 The request names the loadout's `engine_name` as its model and carries the canonical loadout in
-the header `x-taskvectors-loadout`. Two routes of our own tell and warm the tiers (control.py). Any
-other request passes untouched.
+the header `x-taskvectors-loadout`. Routes of our own (control.py) are answered here. Any other
+request passes untouched.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from taskvectors.errors import (
     InvalidLoadout,
     PoolBusy,
     PoolTooSmall,
+    PromotionTooLarge,
     StoreFull,
     TaskVectorError,
     TierUnavailable,
@@ -46,6 +47,7 @@ STATUS: tuple[tuple[type[TaskVectorError], int, str], ...] = (
     (EngineUnavailable, 503, "engine_unavailable"),
     (TierUnavailable, 503, "store_unavailable"),
     (StoreFull, 503, "store_full"),
+    (PromotionTooLarge, 507, "promotion_too_large"),
     (VectorLoadFailed, 422, "task_vector_not_servable"),
     (InvalidFile, 422, "invalid_file"),
     (TaskVectorError, 500, "internal_error"),

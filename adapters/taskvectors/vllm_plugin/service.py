@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from taskvectors.vllm_plugin import compat
 from taskvectors.vllm_plugin.admission import UNANSWERED, Admission
 from taskvectors.vllm_plugin.composer import ChildProcess, Composer, LocalFiles
 from taskvectors.vllm_plugin.config import KEY, PluginConfig
+from taskvectors.vllm_plugin.promoter import DRAIN_S, Admits, Gate, Promoter
 from taskvectors.vllm_plugin.warming import Warmer
 
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
@@ -60,6 +62,14 @@ class LoadoutService:
         self._admission = Admission(
             config, self._worker, files, value_bytes=width, sparse_value_bytes=sparse_width
         )
+        self._gate = Gate(self._admission)
+        self._promoter = Promoter(
+            self._worker,
+            self._admission,
+            self._gate,
+            self._composer.compose,
+            partial(compat.paused, engine, DRAIN_S),
+        )
         self._warmer = Warmer(self._admission, self._worker, config.admission_timeout_s)
         num_slots: int = engine.vllm_config.lora_config.max_loras
         self._registry = Registry(state.openai_serving_models.lora_requests, keep=2 * num_slots)
@@ -67,13 +77,25 @@ class LoadoutService:
     @contextlib.asynccontextmanager
     async def serve(self, loadout: Loadout) -> AsyncIterator[None]:
         """While open, vLLM answers requests whose model is the loadout's engine name."""
-        async with admitted(self._composer, self._admission, loadout) as served:
+        async with admitted(self._composer, self._gate, loadout) as served:
             with self._registry.registered(loadout, served):
                 yield
 
     async def warm(self, digests: Sequence[str], *, pin: bool) -> dict[str, str]:
         """See Warmer."""
         return await self._warmer.warm(digests, pin=pin)
+
+    async def promote(self, loadout: Loadout) -> dict[str, Any]:
+        """See Promoter."""
+        return await self._promoter.promote(loadout)
+
+    async def demote(self) -> dict[str, Any]:
+        """See Promoter."""
+        return await self._promoter.demote()
+
+    async def promotion(self, *, checksum: bool) -> dict[str, Any]:
+        """See Promoter."""
+        return await self._promoter.state(checksum=checksum)
 
     async def stats(self) -> dict[str, Any]:
         """The worker's tiers, the pool, and how long loads took. Raises EngineUnavailable."""
@@ -82,7 +104,7 @@ class LoadoutService:
 
 @contextlib.asynccontextmanager
 async def admitted(
-    composer: Composer, admission: Admission, loadout: Loadout
+    composer: Composer, admission: Admits, loadout: Loadout
 ) -> AsyncIterator[Loadout]:
     """Compose and admit a loadout; yields the linear one that is served for it.
 
@@ -170,6 +192,22 @@ class EngineWorker:
             compat.WORKER_PREFETCHED, args=(digests,)
         )
         return states[0]
+
+    async def promote(self, asked: str, served: str) -> Mapping[str, Any]:
+        """Write a loadout into the weights."""
+        return await self._first(compat.WORKER_PROMOTE, asked, served)
+
+    async def demote(self) -> Mapping[str, Any]:
+        """Take it out again."""
+        return await self._first(compat.WORKER_DEMOTE)
+
+    async def promotion(self, *, checksum: bool) -> Mapping[str, Any]:
+        """What is promoted."""
+        return await self._first(compat.WORKER_PROMOTION, checksum)
+
+    async def _first(self, method: str, *args: object) -> Mapping[str, Any]:
+        found: list[Mapping[str, Any]] = await self._engine.collective_rpc(method, args=args)
+        return found[0]
 
     async def stats(self) -> Mapping[str, Any]:
         """What the worker's tiers have done. Raises EngineUnavailable."""
