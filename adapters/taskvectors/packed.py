@@ -50,7 +50,7 @@ class PackedRows:
         entries = len(index) + int(skips.sum())
         if entries * (1 + wide.itemsize) > len(index) * (2 + wide.itemsize):
             counts = np.bincount(rows, minlength=shape[0]).astype(np.uint16)
-            return cls(shape, counts, columns.astype(np.uint16), wide)
+            return cls(shape, counts, columns.astype(np.uint16), wide.copy())
         counts = np.bincount(rows, weights=1 + skips, minlength=shape[0]).astype(np.uint16)
         where = np.arange(len(index)) + np.cumsum(skips)
         position = np.full(entries, REACH, np.uint8)

@@ -147,9 +147,13 @@ def test_one_tokens_overflow_reaches_no_other_token() -> None:
         assert not y[2].any()
 
 
-def test_a_vector_that_came_after_the_step_began_is_left_alone() -> None:
+@pytest.mark.parametrize("tokens", [2, 64])
+def test_a_vector_that_came_after_the_step_began_is_left_alone(tokens: int) -> None:
     generator = np.random.default_rng(SEED)
-    table = LayerTable([Block(9, 0, 0, _sparse(4, 4, 1.0, np.float32, generator))])
-    y = torch.zeros(2, 4)
-    add_layer(y, torch.ones(2, 4), table, _groups([[[1.0], [1.0]]]))
+    blocks = [
+        Block(9, 0, 0, _sparse(4, 4, 1.0, np.float32, generator)),
+        Block(9, 0, 0, _ranks(4, 4, 1, BF16, generator)),
+    ]
+    y = torch.zeros(tokens, 4)
+    add_layer(y, torch.ones(tokens, 4), LayerTable(blocks), _groups([[[1.0]] * tokens]))
     assert not y.any()

@@ -137,7 +137,10 @@ class Stager:
 
 
 def _packed(name: str, delta: Delta, part: Part, column: int) -> Block:
-    """A block for the CPU's kernel, in the file's own width where that is bfloat16."""
+    """A block for the CPU's kernel, in the file's own width where that is bfloat16.
+
+    Its arrays are copies: views would keep the whole file in memory.
+    """
     if isinstance(delta, SparseDelta):
         _check_magnitude(name, delta.values)
         shape = (part.size, delta.shape[1])
@@ -152,11 +155,11 @@ def _packed(name: str, delta: Delta, part: Part, column: int) -> Block:
 
 
 def _bits(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.ascontiguousarray(matrix).view(np.uint16)
+    return np.array(matrix, order="C").view(np.uint16)
 
 
 def _float32(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.ascontiguousarray(matrix, np.float32)
+    return np.array(matrix, np.float32, order="C")
 
 
 def _check_magnitude(name: str, array: npt.NDArray[Any]) -> None:
