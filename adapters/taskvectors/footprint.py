@@ -4,7 +4,7 @@ import math
 
 from taskvectors.delta import Delta, LowRankDelta, Shape, SparseDelta
 from taskvectors.format import FileHeader, ParameterSpec
-from taskvectors.packed import BF16, MAX_WIDTH, packed_bytes
+from taskvectors.packed import BF16, MOST, packed_bytes
 
 INDEX_BYTES = 4
 PACKED = 0
@@ -72,7 +72,7 @@ def _entries(spec: ParameterSpec) -> int:
 def _packs(name: str, shape: Shape, sparse_value_bytes: int) -> bool:
     """Whether a CPU packs the parameter; Stager decides alike, by the module's kind."""
     is_table = any(table in name for table in WHOLE_TABLES)
-    return sparse_value_bytes == PACKED and shape[-1] <= MAX_WIDTH and not is_table
+    return sparse_value_bytes == PACKED and max(shape) <= MOST and not is_table
 
 
 def _packed_width(is_bf16: bool) -> int:

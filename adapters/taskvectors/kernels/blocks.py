@@ -7,17 +7,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from taskvectors.packed import MAX_WIDTH, PackedRows
+from taskvectors.packed import PackedRows
 
 Array: TypeAlias = npt.NDArray[Any]
 
-COLUMN, PART, START, ROWS, WIDTH, KIND, FIRST, SECOND, THIRD, SIZE = range(10)
-"""Fields of a block. Three addresses: counts, positions and values; or a and b. SIZE: of entries,
-or of ranks."""
+COLUMN, PART, START, ROWS, WIDTH, KIND, FIRST, SECOND, THIRD, FOURTH, SIZE, GROUPS = range(12)
+"""Fields of a block. Four addresses: order, lengths, position and value; or two: a and b. SIZE: of
+entries, or of ranks."""
 NARROW_BF16, WIDE_BF16, NARROW_F32, WIDE_F32, LOW_RANK_BF16, LOW_RANK_F32 = range(6)
 """Kinds of a block: increments or columns, and the values' dtype."""
-FIELDS = SIZE + 1
-ROW_BLOCK = 64
+FIELDS = GROUPS + 1
 MOST_LANES = 16
 RANK_TOKENS = 8
 """Tokens for which a row of a low-rank matrix is read once."""
@@ -91,7 +90,7 @@ def _fields(block: Block) -> list[int]:
         assert data.a.dtype == data.b.dtype
         assert data.a.flags.c_contiguous
         assert data.b.flags.c_contiguous
-        where = [data.a.ctypes.data, data.b.ctypes.data, 0, rank]
+        where = [data.a.ctypes.data, data.b.ctypes.data, 0, 0, rank, 0]
     else:
         is_bf16, is_narrow = data.value.dtype == np.uint16, data.position.dtype == np.uint8
         kind = {
@@ -101,9 +100,9 @@ def _fields(block: Block) -> list[int]:
             (False, False): WIDE_F32,
         }[is_bf16, is_narrow]
         rows, width = data.shape
-        where = [array.ctypes.data for array in (data.counts, data.position, data.value)]
-        where.append(len(data.position))
-    assert width <= MAX_WIDTH
+        arrays = (data.order, data.lengths, data.position, data.value)
+        where = [array.ctypes.data for array in arrays]
+        where += [len(data.position), len(data.lengths)]
     return [block.column, block.part, block.start, rows, width, kind, *where]
 
 
@@ -111,4 +110,5 @@ def _scratch_of(block: Block) -> int:
     """float32 values that the compiled code needs for a block."""
     if isinstance(block.data, RankPair):
         return RANK_TOKENS * len(block.data.a)
-    return MOST_LANES * (block.data.shape[1] + ROW_BLOCK)
+    rows, width = block.data.shape
+    return MOST_LANES * (1 + width + rows) + rows

@@ -10,13 +10,15 @@ from taskvectors.kernels import simd
 from taskvectors.kernels.blocks import (
     COLUMN,
     FIRST,
+    FOURTH,
+    GROUPS,
     KIND,
     LOW_RANK_BF16,
+    MOST_LANES,
     NARROW_BF16,
     NARROW_F32,
     PART,
     RANK_TOKENS,
-    ROW_BLOCK,
     ROWS,
     SECOND,
     SIZE,
@@ -26,7 +28,17 @@ from taskvectors.kernels.blocks import (
     WIDE_F32,
     WIDTH,
 )
-from taskvectors.kernels.simd import next_column, pointer, void_pointer, widened, word
+from taskvectors.kernels.simd import (
+    TILE,
+    add_tile,
+    addresses,
+    next_column,
+    pack_tile,
+    pointer,
+    void_pointer,
+    widened,
+    word,
+)
 
 
 def _compiled(**options: Any) -> Callable[[Any], Any]:
@@ -41,58 +53,125 @@ def _compiled(**options: Any) -> Callable[[Any], Any]:
     return wrap
 
 
-def _sparse(lanes: int) -> Any:
-    """The product for at most `lanes` tokens, side by side in one vector register."""
+@_compiled()
+def _pack(x, width, lanes, tokens, coef, packed, sources, factors):  # type: ignore[no-untyped-def]
+    """packed[i · lanes + lane] = coef[lane] · x[tokens[lane], i]; lanes without a token hold any.
+
+    `lanes` is a multiple of 8. sources: int64 [16] and factors: float32 [16] are for its use.
+    """
+    item, pitch = x.itemsize, x.shape[1]
+    for lane in range(lanes):
+        known = lane < len(tokens)
+        sources[lane] = x.ctypes.data + item * pitch * tokens[lane if known else 0]
+        factors[lane] = coef[lane] if known else np.float32(0)
+    whole = width // TILE * TILE
+    for first in range(0, lanes, TILE):
+        some, weights = addresses(sources[first:]), pointer(factors[first:])
+        out = pointer(packed)
+        for i in range(0, whole, TILE):
+            pack_tile(some, i, weights, out, i * lanes + first, lanes)
+    for i in range(whole, width):
+        for lane in range(len(tokens)):
+            packed[i * lanes + lane] = x[tokens[lane], i] * coef[lane]
+
+
+@_compiled()
+def _unpack(y, start, rows, lanes, tokens, total, targets, nowhere):  # type: ignore[no-untyped-def]
+    """y[tokens[lane], start + r] += total[r · lanes + lane].
+
+    nowhere: as long as a row of y, for lanes without a token.
+    """
+    item, pitch = y.itemsize, y.shape[1]
+    for lane in range(lanes):
+        known = lane < len(tokens)
+        into = y.ctypes.data + item * (pitch * tokens[lane if known else 0] + start)
+        targets[lane] = into if known else nowhere.ctypes.data
+    whole = rows // TILE * TILE
+    for first in range(0, min(lanes, len(tokens)), TILE):
+        some, source = addresses(targets[first:]), pointer(total)
+        for r in range(0, whole, TILE):
+            add_tile(some, r, source, r * lanes + first, lanes)
+    for r in range(whole, rows):
+        for lane in range(len(tokens)):
+            y[tokens[lane], start + r] += total[r * lanes + lane]
+
+
+def _runs(lanes: int) -> Any:
+    """The product of one sparse matrix with at most `lanes` packed tokens."""
     new, clear, add, store = simd.register(lanes)
 
     @_compiled()
-    def product(y, x, start, width, counts, position, value, tokens, coef, scratch):  # type: ignore[no-untyped-def]
-        packed, total = scratch[: lanes * width], scratch[lanes * width :]
-        if len(tokens) < lanes:
-            packed[:] = 0
-        for lane in range(len(tokens)):
-            for i in range(width):
-                packed[i * lanes + lane] = x[tokens[lane], i] * coef[lane]
-        packed_at, total_at = pointer(packed), pointer(total)
-        held, entry = new(), 0
-        for begin in range(0, len(counts), ROW_BLOCK):
-            end = min(begin + ROW_BLOCK, len(counts))
-            for row in range(begin, end):
-                clear(held)
-                column = -1
-                for k in range(entry, entry + counts[row]):
+    def product(order, lengths, position, value, packed, total):  # type: ignore[no-untyped-def]
+        packed, total = pointer(packed), pointer(total)
+        one, two = new(), new()
+        run = entry = 0
+        for group in range(len(lengths)):
+            length, number = np.int64(lengths[group, 0]), np.int64(lengths[group, 1])
+            for _ in range(number // 2):
+                clear(one)
+                clear(two)
+                column = other = -1
+                for k in range(entry, entry + length):
                     column = next_column(column, position[k])
-                    add(held, packed_at, column * lanes, widened(value[k]))
-                entry += counts[row]
-                store(held, total_at, (row - begin) * lanes)
-            for lane in range(len(tokens)):
-                for row in range(begin, end):
-                    y[tokens[lane], start + row] += total[(row - begin) * lanes + lane]
+                    other = next_column(other, position[k + length])
+                    add(one, packed, column * lanes, widened(value[k]))
+                    add(two, packed, other * lanes, widened(value[k + length]))
+                store(one, total, np.int64(order[run]) * lanes)
+                store(two, total, np.int64(order[run + 1]) * lanes)
+                entry += 2 * length
+                run += 2
+            if number % 2:
+                clear(one)
+                column = -1
+                for k in range(entry, entry + length):
+                    column = next_column(column, position[k])
+                    add(one, packed, column * lanes, widened(value[k]))
+                store(one, total, np.int64(order[run]) * lanes)
+                entry += length
+                run += 1
 
     return product
 
 
-_sparse_16, _sparse_8, _sparse_1 = _sparse(16), _sparse(8), _sparse(1)
+_runs_16, _runs_8, _runs_1 = _runs(16), _runs(8), _runs(1)
 
 
 @_compiled()
-def _add_sparse(y, x, field, position_type, value_type, tokens, coef, scratch):  # type: ignore[no-untyped-def]
-    """One sparse block; the types tell how positions and values are stored."""
+def _add_sparse(y, x, field, position_type, value_type, tokens, coef, keep, scratch, lane_work):  # type: ignore[no-untyped-def]
+    """One sparse block; the types tell how positions and values are stored.
+
+    keep: the tokens are packed already, by the block before.
+    """
     start, rows, width, size = field[START], field[ROWS], field[WIDTH], field[SIZE]
-    counts = carray(void_pointer(field[FIRST]), (rows,), np.uint16)
-    position = carray(void_pointer(field[SECOND]), (size,), position_type)
-    value = carray(void_pointer(field[THIRD]), (size,), value_type)
+    order = carray(void_pointer(field[FIRST]), (rows,), np.uint16)
+    lengths = carray(void_pointer(field[SECOND]), (field[GROUPS], 2), np.int32)
+    position = carray(void_pointer(field[THIRD]), (size,), position_type)
+    value = carray(void_pointer(field[FOURTH]), (size,), value_type)
+    factors = scratch[:MOST_LANES]
+    packed = scratch[MOST_LANES : MOST_LANES * (1 + width)]
+    total = scratch[MOST_LANES * (1 + width) : MOST_LANES * (1 + width + rows)]
+    nowhere = scratch[MOST_LANES * (1 + width + rows) :]
     done = 0
     while done < len(tokens):
         left = len(tokens) - done
-        lanes = min(left, 16 if left > 8 else (8 if left > 1 else 1))
+        lanes = 16 if left > 8 else (8 if left > 1 else 1)
         some, weights = tokens[done : done + lanes], coef[done : done + lanes]
-        if left > 8:
-            _sparse_16(y, x, start, width, counts, position, value, some, weights, scratch)
-        elif left > 1:
-            _sparse_8(y, x, start, width, counts, position, value, some, weights, scratch)
+        if left == 1:
+            row = x[some[0]]
+            for i in range(width):
+                packed[i] = row[i] * weights[0]
+            _runs_1(order, lengths, position, value, packed, total)
+            into = y[some[0], start : start + rows]
+            for r in range(rows):
+                into[r] += total[r]
         else:
-            _sparse_1(y, x, start, width, counts, position, value, some, weights, scratch)
+            if not keep or len(tokens) > MOST_LANES:
+                _pack(x, width, lanes, some, weights, packed, lane_work, factors)
+            if left > 8:
+                _runs_16(order, lengths, position, value, packed, total)
+            else:
+                _runs_8(order, lengths, position, value, packed, total)
+            _unpack(y, start, rows, lanes, some, total, lane_work, nowhere)
         done += lanes
 
 
@@ -137,8 +216,9 @@ def _add_low_rank(y, x, field, value_type, scale, tokens, coef, scratch):  # typ
 
 
 @_compiled()
-def add_float32(y, x, fields, scales, bounds, tokens, coef, scratch, skip_ranks):  # type: ignore[no-untyped-def]
+def add_float32(y, x, fields, scales, bounds, tokens, coef, scratch, lane_work, skip_ranks):  # type: ignore[no-untyped-def]
     """All blocks of a layer. y, x: float32."""
+    packed = -1
     for n in range(len(fields)):
         field = fields[n]
         if field[COLUMN] >= len(bounds):
@@ -148,14 +228,16 @@ def add_float32(y, x, fields, scales, bounds, tokens, coef, scratch, skip_ranks)
             continue
         some, kind = tokens[begin:end], field[KIND]
         weights = coef[field[PART] if len(coef) > 1 else 0, begin:end]
+        keep = len(coef) == 1 and packed == field[COLUMN]
+        packed = field[COLUMN] if kind <= WIDE_F32 else -1
         if kind == NARROW_BF16:
-            _add_sparse(y, x, field, np.uint8, np.uint16, some, weights, scratch)
+            _add_sparse(y, x, field, np.uint8, np.uint16, some, weights, keep, scratch, lane_work)
         elif kind == WIDE_BF16:
-            _add_sparse(y, x, field, np.uint16, np.uint16, some, weights, scratch)
+            _add_sparse(y, x, field, np.uint16, np.uint16, some, weights, keep, scratch, lane_work)
         elif kind == NARROW_F32:
-            _add_sparse(y, x, field, np.uint8, np.float32, some, weights, scratch)
+            _add_sparse(y, x, field, np.uint8, np.float32, some, weights, keep, scratch, lane_work)
         elif kind == WIDE_F32:
-            _add_sparse(y, x, field, np.uint16, np.float32, some, weights, scratch)
+            _add_sparse(y, x, field, np.uint16, np.float32, some, weights, keep, scratch, lane_work)
         elif skip_ranks:
             continue
         elif kind == LOW_RANK_BF16:
@@ -174,7 +256,7 @@ def _rounded(value):  # type: ignore[no-untyped-def]
 
 
 @_compiled()
-def add_bf16(y, x, fields, scales, bounds, tokens, coef, scratch, skip_ranks):  # type: ignore[no-untyped-def]
+def add_bf16(y, x, fields, scales, bounds, tokens, coef, scratch, lane_work, skip_ranks):  # type: ignore[no-untyped-def]
     """The same for bits of bfloat16; the sum of all blocks is rounded once, with y."""
     rows, width, out = len(x), x.shape[1], y.shape[1]
     wide = scratch[: rows * width].reshape(rows, width)
@@ -184,7 +266,7 @@ def add_bf16(y, x, fields, scales, bounds, tokens, coef, scratch, skip_ranks):  
             wide[t, i] = widened(x[t, i])
     total[:] = 0
     rest = scratch[rows * (width + out) :]
-    add_float32(total, wide, fields, scales, bounds, tokens, coef, rest, skip_ranks)
+    add_float32(total, wide, fields, scales, bounds, tokens, coef, rest, lane_work, skip_ranks)
     for t in range(rows):
         for i in range(out):
             y[t, i] = _rounded(widened(y[t, i]) + total[t, i])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taskvectors.kernels.blocks import Array, Block, LayerTable, RankPair, TokenGroups
+from taskvectors.kernels.blocks import MOST_LANES, Array, Block, LayerTable, RankPair, TokenGroups
 
 GEMM_ROWS = 48
 """From so many tokens on, torch's matrix products beat ours for low-rank vectors."""
@@ -34,9 +34,8 @@ def add_layer(y: Tensor, x: Tensor, table: LayerTable, groups: TokenGroups) -> N
         into, source = _bits(y), _bits(x)
     else:
         into, source = y.numpy(), x.contiguous().numpy()
-    _compiled(x.dtype)(
-        into, source, *arguments, _scratch(table.scratch + x.numel() + y.numel()), by_gemm
-    )
+    scratch = _scratch(table.scratch + x.numel() + y.numel())
+    _compiled(x.dtype)(into, source, *arguments, scratch, _LANES, by_gemm)
     if by_gemm:
         for block in table.blocks:
             if isinstance(block.data, RankPair):
@@ -66,6 +65,7 @@ def _bits(tensor: Tensor) -> Array:
     return tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
 
 
+_LANES = np.zeros(MOST_LANES, np.int64)
 _BUFFERS: dict[str, Array] = {}
 
 

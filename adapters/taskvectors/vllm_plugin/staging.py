@@ -12,7 +12,7 @@ from taskvectors.footprint import PACKED, resident_bytes
 from taskvectors.format import FileHeader
 from taskvectors.kernels.blocks import Block, RankPair
 from taskvectors.kernels.torch_ops import SparseMatrix
-from taskvectors.packed import BF16, MAX_WIDTH, PackedRows
+from taskvectors.packed import BF16, MOST, PackedRows
 from taskvectors.vector import Delta, DenseDelta, LowRankDelta, SparseDelta, TaskVector
 from taskvectors.vllm_plugin.deltas import LowRankBlock, PartTensor, StagedDeltas
 from taskvectors.vllm_plugin.sites import Part, Site, SiteIndex
@@ -84,7 +84,7 @@ class Stager:
     def _is_packed(self, name: str, delta: Delta, site: Site) -> bool:
         is_matrix = not isinstance(delta, DenseDelta) and not _is_small(name, site)
         is_linear = site.kind == "linear"
-        return self._packs and is_linear and is_matrix and delta.shape[-1] <= MAX_WIDTH
+        return self._packs and is_linear and is_matrix and max(delta.shape) <= MOST
 
     def _stage_one(
         self, name: str, delta: Delta, site: Site, position: int, column: int, target: StagedDeltas
