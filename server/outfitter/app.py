@@ -19,6 +19,7 @@ from outfitter.routes import (
     loadouts,
     metrics,
     openai,
+    promotions,
     pulls,
     task_vectors,
     uploads,
@@ -26,7 +27,7 @@ from outfitter.routes import (
 from taskvectors.errors import TaskVectorError
 
 _ROUTES = (
-    *(health, metrics, openai, loadouts, uploads),
+    *(health, metrics, openai, loadouts, promotions, uploads),
     *(interference, pulls, downloads, task_vectors),  # the last takes any path below its own
 )
 

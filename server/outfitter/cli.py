@@ -13,6 +13,7 @@ from outfitter.commands import (
     interference,
     merge,
     oci,
+    promotions,
     serve,
     sign,
     store,
@@ -64,6 +65,8 @@ app.command()(vectors.show)
 app.command()(vectors.tag)
 app.command()(vectors.untag)
 app.command()(vectors.delete)
+app.command()(promotions.promote)
+app.command()(promotions.demote)
 app.command()(sign.keygen)
 app.command()(sign.sign)
 app.command()(sign.verify)

@@ -74,6 +74,8 @@ class GatewayConfig:
     """References that are made resident at start and stay so."""
     pull_from: tuple[str, ...] = ()
     """URL prefixes that a client may name as a source; none by default."""
+    allow_promotions: bool = False
+    """Whether a client may change the resident base for everybody."""
     trust: Path | None = None
     """The file with the signature policy of each namespace."""
     quarantine_bytes: int = 2**30

@@ -87,6 +87,7 @@ TABLE: Mapping[type[tv.TaskVectorError], Kind] = {
     tv.EngineUnavailable: Kind(503, SERVER_ERROR, "engine_unavailable"),
     tv.VectorLoadFailed: Kind(422, INVALID_REQUEST, "task_vector_not_servable"),
     tv.UnsupportedEngine: Kind(500, SERVER_ERROR, "unsupported_engine"),
+    tv.PromotionTooLarge: Kind(507, SERVER_ERROR, "promotion_too_large"),
     tv.StoreFull: Kind(507, SERVER_ERROR, "store_full"),
     tv.TierUnavailable: Kind(503, SERVER_ERROR, "store_unavailable"),
     CatalogUnavailable: Kind(503, SERVER_ERROR, "catalog_unavailable"),

@@ -87,6 +87,10 @@ def serve(
         list[str] | None,
         typer.Option(help="Clients may pull from URLs that start so; repeatable."),
     ] = None,
+    allow_promotions: Annotated[
+        bool,
+        typer.Option("--allow-promotions", help="Clients may promote: change the resident base."),
+    ] = False,
     trust: Annotated[
         Path | None,
         typer.Option(
@@ -131,6 +135,7 @@ def serve(
         database_url=database_url or None,
         pins=tuple(pin or ()),
         pull_from=tuple(allow_pull or ()),
+        allow_promotions=allow_promotions,
         trust=trust,
         quarantine_bytes=parse_size(quarantine_bytes),
         max_upload_bytes=parse_size(max_upload_bytes),

@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from outfitter.errors import engine_died, unavailable
+from outfitter.errors import ApiError, engine_died, shorten, unavailable
 from taskvectors.errors import EngineUnavailable
 
 log = logging.getLogger(__name__)
@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 10.0
 STATS_TIMEOUT_S = 1.0
 PREFETCH_TIMEOUT_S = 600.0
+PROMOTION_TIMEOUT_S = 1800.0
+"""Running requests finish first."""
 ENGINE_KEEP_ALIVE_S = 30
 """The engine keeps idle connections so long; the gateway reuses younger ones only."""
 _ORIGIN = "http://engine"
@@ -76,10 +78,38 @@ class Relay:
             raise EngineUnavailable("the engine does not say what became of a prefetch")
         return {digest: str(states.get(digest, "failed: not answered")) for digest in digests}
 
+    async def promotion(
+        self, method: str, canonical: str | None = None, *, checksum: bool = False
+    ) -> dict[str, Any]:
+        """GET what is promoted, POST a loadout to promote it, or DELETE to demote it.
+
+        Raises ApiError with what the engine says, EngineUnavailable.
+        """
+        path = "/taskvectors/promotion" + ("?checksum=true" if checksum else "")
+        body = None if canonical is None else {"loadout": canonical}
+        status, fields = await self._exchange(method, path, PROMOTION_TIMEOUT_S, body)
+        if status == 200:
+            return fields
+        told = fields.get("error")
+        error = told if isinstance(told, dict) else {}
+        message = shorten(str(error.get("message", f"the engine answers {path} with {status}")))
+        headers = {"retry-after": "5"} if status == 503 else {}
+        raise ApiError(status, message, error.get("code"), error.get("param"), headers=headers)
+
     async def _json(
         self, method: str, path: str, seconds: float, body: object = None
     ) -> dict[str, Any]:
-        """Raises EngineUnavailable."""
+        """Raises EngineUnavailable, for an error of the engine's, too."""
+        status, fields = await self._exchange(method, path, seconds, body)
+        if status != 200:
+            message = f"the engine answers {path} with status {status}: {str(fields)[:200]}"
+            raise EngineUnavailable(message)
+        return fields
+
+    async def _exchange(
+        self, method: str, path: str, seconds: float, body: object
+    ) -> tuple[int, dict[str, Any]]:
+        """Status and JSON object of the answer. Raises EngineUnavailable."""
         timeout = aiohttp.ClientTimeout(total=seconds)
         try:
             async with self._session.request(
@@ -88,12 +118,12 @@ class Relay:
                 fields = await response.json(content_type=None)
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
             raise EngineUnavailable(f"the engine does not answer {path}: {error!r}") from error
-        if response.status != 200 or not isinstance(fields, dict):
+        if not isinstance(fields, dict):
             message = (
                 f"the engine answers {path} with status {response.status}: {str(fields)[:200]}"
             )
             raise EngineUnavailable(message)
-        return fields
+        return response.status, fields
 
     async def openapi(self) -> Mapping[str, object]:
         """The engine's own description of its routes; empty when it cannot be read."""

@@ -49,14 +49,14 @@ async def find(request: Request, gateway: GatewayDep) -> dict[str, object]:
 @router.get("/{reference:path}")
 async def get_one(reference: str, gateway: GatewayDep) -> dict[str, object]:
     """A saved loadout: the latest version of a name, or the one that is pinned."""
-    name, version = _named(reference)
+    name, version = named(reference)
     return describe_loadout(await asyncio.to_thread(gateway.vectors.catalog.loadout, name, version))
 
 
 @router.delete("/{reference:path}")
 async def delete(reference: str, gateway: GatewayDep) -> dict[str, object]:
     """Forget a name, or one version of it."""
-    name, version = _named(reference)
+    name, version = named(reference)
     await asyncio.to_thread(gateway.vectors.catalog.delete_loadout, name, version)
     return {"id": reference, "object": "loadout", "deleted": True}
 
@@ -75,7 +75,7 @@ async def _resolved(gateway: Gateway, body: dict[str, object]) -> Loadout:
     return plan.loadout
 
 
-def _named(text: str) -> tuple[str, int | None]:
+def named(text: str) -> tuple[str, int | None]:
     """The name and version; raises InvalidReference."""
     reference = Reference.parse(text)
     if reference.path is None or reference.digest or reference.tag:
