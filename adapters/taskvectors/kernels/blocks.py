@@ -18,8 +18,6 @@ NARROW_BF16, WIDE_BF16, NARROW_F32, WIDE_F32, LOW_RANK_BF16, LOW_RANK_F32 = rang
 """Kinds of a block: increments or columns, and the values' dtype."""
 FIELDS = GROUPS + 1
 MOST_LANES = 16
-RANK_TOKENS = 8
-"""Tokens for which a row of a low-rank matrix is read once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +56,6 @@ class LayerTable:
         scales = [b.data.scale if isinstance(b.data, RankPair) else 1.0 for b in blocks]
         self.scales = np.array(scales, np.float32)
         self.scratch = max(map(_scratch_of, blocks), default=0)
-        self.has_ranks = any(isinstance(block.data, RankPair) for block in blocks)
 
     def plus(self, blocks: Sequence[Block]) -> "LayerTable":
         """These blocks and more."""
@@ -109,6 +106,7 @@ def _fields(block: Block) -> list[int]:
 def _scratch_of(block: Block) -> int:
     """float32 values that the compiled code needs for a block."""
     if isinstance(block.data, RankPair):
-        return RANK_TOKENS * len(block.data.a)
-    rows, width = block.data.shape
-    return MOST_LANES * (1 + width + rows) + rows
+        (ranks, width), rows = block.data.a.shape, block.data.b.shape[1]
+    else:
+        (rows, width), ranks = block.data.shape, 0
+    return MOST_LANES * (1 + width + rows + ranks) + ranks * (width + rows) + rows

@@ -18,7 +18,6 @@ from taskvectors.kernels.blocks import (
     NARROW_BF16,
     NARROW_F32,
     PART,
-    RANK_TOKENS,
     ROWS,
     SECOND,
     SIZE,
@@ -39,6 +38,9 @@ from taskvectors.kernels.simd import (
     widened,
     word,
 )
+
+LEAST_TILE = 6
+"""From so many tokens on, they are packed for a low-rank delta."""
 
 
 def _compiled(**options: Any) -> Callable[[Any], Any]:
@@ -137,6 +139,12 @@ _runs_16, _runs_8, _runs_1 = _runs(16), _runs(8), _runs(1)
 
 
 @_compiled()
+def _lanes(left):  # type: ignore[no-untyped-def]
+    """How many lanes the next of `left` tokens take."""
+    return 16 if left > 8 else (8 if left > 1 else 1)
+
+
+@_compiled()
 def _add_sparse(y, x, field, position_type, value_type, tokens, coef, keep, scratch, lane_work):  # type: ignore[no-untyped-def]
     """One sparse block; the types tell how positions and values are stored.
 
@@ -147,16 +155,12 @@ def _add_sparse(y, x, field, position_type, value_type, tokens, coef, keep, scra
     lengths = carray(void_pointer(field[SECOND]), (field[GROUPS], 2), np.int32)
     position = carray(void_pointer(field[THIRD]), (size,), position_type)
     value = carray(void_pointer(field[FOURTH]), (size,), value_type)
-    factors = scratch[:MOST_LANES]
-    packed = scratch[MOST_LANES : MOST_LANES * (1 + width)]
-    total = scratch[MOST_LANES * (1 + width) : MOST_LANES * (1 + width + rows)]
-    nowhere = scratch[MOST_LANES * (1 + width + rows) :]
+    factors, packed, total, rest = _split(scratch, width, rows)
     done = 0
     while done < len(tokens):
-        left = len(tokens) - done
-        lanes = 16 if left > 8 else (8 if left > 1 else 1)
+        lanes = _lanes(len(tokens) - done)
         some, weights = tokens[done : done + lanes], coef[done : done + lanes]
-        if left == 1:
+        if lanes == 1:
             row = x[some[0]]
             for i in range(width):
                 packed[i] = row[i] * weights[0]
@@ -167,12 +171,21 @@ def _add_sparse(y, x, field, position_type, value_type, tokens, coef, keep, scra
         else:
             if not keep or len(tokens) > MOST_LANES:
                 _pack(x, width, lanes, some, weights, packed, lane_work, factors)
-            if left > 8:
+            if lanes == MOST_LANES:
                 _runs_16(order, lengths, position, value, packed, total)
             else:
                 _runs_8(order, lengths, position, value, packed, total)
-            _unpack(y, start, rows, lanes, some, total, lane_work, nowhere)
+            _unpack(y, start, rows, lanes, some, total, lane_work, rest)
         done += lanes
+
+
+@_compiled()
+def _split(scratch, width, rows):  # type: ignore[no-untyped-def]
+    """Memory for the factors, the packed tokens and their outputs, and the rest."""
+    outputs = MOST_LANES * (1 + width)
+    end = outputs + MOST_LANES * rows
+    packed, total = scratch[MOST_LANES:outputs], scratch[outputs:end]
+    return scratch[:MOST_LANES], packed, total, scratch[end:]
 
 
 @_compiled(fastmath={"reassoc", "contract"})
@@ -198,25 +211,83 @@ def _expand(y, hidden, b):  # type: ignore[no-untyped-def]
             y[i] += hidden[r] * widened(b[r][i])
 
 
+def _tiles(lanes: int) -> Any:
+    """total = b · (a · packed) for packed tokens, four ranks or four outputs at a time."""
+    new, clear, add, store = simd.register(lanes)
+
+    @_compiled()
+    def multiply(matrix, rows, width, row_pitch, pitch, source, out):  # type: ignore[no-untyped-def]
+        """out[r] = Σ_i matrix[r · row_pitch + i · pitch] · source[i], lanes side by side."""
+        source, out = pointer(source), pointer(out)
+        c0, c1, c2, c3 = new(), new(), new(), new()
+        for r in range(0, rows, 4):
+            last = rows - 1  # what is beyond the end is computed as the last, and again
+            r0, r1 = r, min(r + 1, last)
+            r2, r3 = min(r + 2, last), min(r + 3, last)
+            clear(c0)
+            clear(c1)
+            clear(c2)
+            clear(c3)
+            m0, m1, m2, m3 = r0 * row_pitch, r1 * row_pitch, r2 * row_pitch, r3 * row_pitch
+            for i in range(width):
+                at = i * pitch
+                add(c0, source, i * lanes, matrix[m0 + at])
+                add(c1, source, i * lanes, matrix[m1 + at])
+                add(c2, source, i * lanes, matrix[m2 + at])
+                add(c3, source, i * lanes, matrix[m3 + at])
+            store(c3, out, r3 * lanes)
+            store(c2, out, r2 * lanes)
+            store(c1, out, r1 * lanes)
+            store(c0, out, r0 * lanes)
+
+    return multiply
+
+
+_tiles_16, _tiles_8 = _tiles(16), _tiles(8)
+
+
 @_compiled()
-def _add_low_rank(y, x, field, value_type, scale, tokens, coef, scratch):  # type: ignore[no-untyped-def]
+def _widen(source, factor, out):  # type: ignore[no-untyped-def]
+    """out = factor · source, both flat."""
+    for i in range(len(source)):
+        out[i] = widened(source[i]) * factor
+
+
+@_compiled()
+def _add_low_rank(y, x, field, value_type, scale, tokens, coef, keep, scratch, lane_work):  # type: ignore[no-untyped-def]
     """One low-rank block."""
     start, rows, width, ranks = field[START], field[ROWS], field[WIDTH], field[SIZE]
     a = carray(void_pointer(field[FIRST]), (ranks, width), value_type)
     b = carray(void_pointer(field[SECOND]), (ranks, rows), value_type)
-    for begin in range(0, len(tokens), RANK_TOKENS):
-        end = min(begin + RANK_TOKENS, len(tokens))
-        for r in range(ranks):
-            for k in range(begin, end):
-                scratch[(k - begin) * ranks + r] = _dot(a[r], x[tokens[k]]) * coef[k] * scale
-        for k in range(begin, end):
-            hidden = scratch[(k - begin) * ranks : (k - begin + 1) * ranks]
+    if len(tokens) < LEAST_TILE:
+        for k in range(len(tokens)):
+            for r in range(ranks):
+                scratch[r] = _dot(a[r], x[tokens[k]]) * coef[k] * scale
             if coef[k] != 0:
-                _expand(y[tokens[k], start : start + rows], hidden, b)
+                _expand(y[tokens[k], start : start + rows], scratch[:ranks], b)
+        return
+    factors, packed, total, rest = _split(scratch, width, rows)
+    wide_a, rest = rest[: ranks * width], rest[ranks * width :]
+    wide_b, rest = rest[: ranks * rows], rest[ranks * rows :]
+    hidden, rest = rest[: ranks * MOST_LANES], rest[ranks * MOST_LANES :]
+    _widen(a.reshape(a.size), np.float32(1), wide_a)
+    _widen(b.reshape(b.size), scale, wide_b)
+    for done in range(0, len(tokens), MOST_LANES):
+        lanes = max(8, _lanes(len(tokens) - done))
+        some, weights = tokens[done : done + lanes], coef[done : done + lanes]
+        if not keep or len(tokens) > MOST_LANES:
+            _pack(x, width, lanes, some, weights, packed, lane_work, factors)
+        if lanes == MOST_LANES:
+            _tiles_16(wide_a, ranks, width, width, 1, packed, hidden)
+            _tiles_16(wide_b, rows, ranks, 1, rows, hidden, total)
+        else:
+            _tiles_8(wide_a, ranks, width, width, 1, packed, hidden)
+            _tiles_8(wide_b, rows, ranks, 1, rows, hidden, total)
+        _unpack(y, start, rows, lanes, some, total, lane_work, rest)
 
 
 @_compiled()
-def add_float32(y, x, fields, scales, bounds, tokens, coef, scratch, lane_work, skip_ranks):  # type: ignore[no-untyped-def]
+def add_float32(y, x, fields, scales, bounds, tokens, coef, scratch, lane_work):  # type: ignore[no-untyped-def]
     """All blocks of a layer. y, x: float32."""
     packed = -1
     for n in range(len(fields)):
@@ -229,7 +300,7 @@ def add_float32(y, x, fields, scales, bounds, tokens, coef, scratch, lane_work, 
         some, kind = tokens[begin:end], field[KIND]
         weights = coef[field[PART] if len(coef) > 1 else 0, begin:end]
         keep = len(coef) == 1 and packed == field[COLUMN]
-        packed = field[COLUMN] if kind <= WIDE_F32 else -1
+        packed = field[COLUMN] if kind <= WIDE_F32 or end - begin >= LEAST_TILE else -1
         if kind == NARROW_BF16:
             _add_sparse(y, x, field, np.uint8, np.uint16, some, weights, keep, scratch, lane_work)
         elif kind == WIDE_BF16:
@@ -238,12 +309,14 @@ def add_float32(y, x, fields, scales, bounds, tokens, coef, scratch, lane_work, 
             _add_sparse(y, x, field, np.uint8, np.float32, some, weights, keep, scratch, lane_work)
         elif kind == WIDE_F32:
             _add_sparse(y, x, field, np.uint16, np.float32, some, weights, keep, scratch, lane_work)
-        elif skip_ranks:
-            continue
         elif kind == LOW_RANK_BF16:
-            _add_low_rank(y, x, field, np.uint16, scales[n], some, weights, scratch)
+            _add_low_rank(
+                y, x, field, np.uint16, scales[n], some, weights, keep, scratch, lane_work
+            )
         else:
-            _add_low_rank(y, x, field, np.float32, scales[n], some, weights, scratch)
+            _add_low_rank(
+                y, x, field, np.float32, scales[n], some, weights, keep, scratch, lane_work
+            )
 
 
 @_compiled()
@@ -256,7 +329,7 @@ def _rounded(value):  # type: ignore[no-untyped-def]
 
 
 @_compiled()
-def add_bf16(y, x, fields, scales, bounds, tokens, coef, scratch, lane_work, skip_ranks):  # type: ignore[no-untyped-def]
+def add_bf16(y, x, fields, scales, bounds, tokens, coef, scratch, lane_work):  # type: ignore[no-untyped-def]
     """The same for bits of bfloat16; the sum of all blocks is rounded once, with y."""
     rows, width, out = len(x), x.shape[1], y.shape[1]
     wide = scratch[: rows * width].reshape(rows, width)
@@ -266,7 +339,7 @@ def add_bf16(y, x, fields, scales, bounds, tokens, coef, scratch, lane_work, ski
             wide[t, i] = widened(x[t, i])
     total[:] = 0
     rest = scratch[rows * (width + out) :]
-    add_float32(total, wide, fields, scales, bounds, tokens, coef, rest, lane_work, skip_ranks)
+    add_float32(total, wide, fields, scales, bounds, tokens, coef, rest, lane_work)
     for t in range(rows):
         for i in range(out):
             y[t, i] = _rounded(widened(y[t, i]) + total[t, i])

@@ -15,9 +15,6 @@ from torch import Tensor
 
 from taskvectors.kernels.blocks import MOST_LANES, Array, Block, LayerTable, RankPair, TokenGroups
 
-GEMM_ROWS = 48
-"""From so many tokens on, torch's matrix products beat ours for low-rank vectors."""
-
 
 def add_layer(y: Tensor, x: Tensor, table: LayerTable, groups: TokenGroups) -> None:
     """y[t] += Σ_k coef[t, k] · Δ_k x[t] over all blocks of the layer.
@@ -28,18 +25,13 @@ def add_layer(y: Tensor, x: Tensor, table: LayerTable, groups: TokenGroups) -> N
         return
     assert y.is_contiguous()
     assert y.dtype == x.dtype
-    by_gemm = table.has_ranks and len(x) >= GEMM_ROWS
     arguments = (table.fields, table.scales, groups.bounds, groups.tokens, groups.coef)
     if x.dtype == torch.bfloat16:
         into, source = _bits(y), _bits(x)
     else:
         into, source = y.numpy(), x.contiguous().numpy()
     scratch = _scratch(table.scratch + x.numel() + y.numel())
-    _compiled(x.dtype)(into, source, *arguments, scratch, _LANES, by_gemm)
-    if by_gemm:
-        for block in table.blocks:
-            if isinstance(block.data, RankPair):
-                _add_ranks(y, x, block, block.data, groups)
+    _compiled(x.dtype)(into, source, *arguments, scratch, _LANES)
 
 
 def warm_up() -> None:
@@ -74,29 +66,3 @@ def _scratch(size: int) -> Array:
     if len(_BUFFERS.get("scratch", ())) < size:
         _BUFFERS["scratch"] = np.empty(2 * size, np.float32)
     return _BUFFERS["scratch"]
-
-
-def _add_ranks(y: Tensor, x: Tensor, block: Block, pair: RankPair, groups: TokenGroups) -> None:
-    """By torch's matrix products, for many tokens."""
-    if block.column >= len(groups.bounds):
-        return
-    begin, end = groups.bounds[block.column].tolist()
-    if begin == end:
-        return
-    coef = groups.coef[block.part if len(groups.coef) > 1 else 0, begin:end]
-    a, b = (_float32(array) for array in (pair.a, pair.b))
-    tokens = torch.from_numpy(groups.tokens[begin:end])
-    weights = torch.from_numpy(coef * np.float32(pair.scale))[:, None]
-    if end - begin == len(x):  # all tokens, in order
-        product = (x.float() * weights) @ a.T @ b
-        y[:, block.start : block.start + b.shape[1]] += product.to(y.dtype)
-        return
-    product = (x[tokens].float() * weights) @ a.T @ b
-    part = y[:, block.start : block.start + b.shape[1]]
-    part.index_add_(0, tokens, product.to(y.dtype))
-
-
-def _float32(array: Array) -> Tensor:
-    if array.dtype != np.uint16:
-        return torch.from_numpy(array)
-    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).float()

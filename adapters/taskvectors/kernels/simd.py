@@ -205,7 +205,9 @@ def pack_tile(
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def add_tile(_context: Any, targets: Any, _offset: Any, total: Any, _begin: Any, _stride: Any) -> Any:
+def add_tile(
+    _context: Any, targets: Any, _offset: Any, total: Any, _begin: Any, _stride: Any
+) -> Any:
     """targets[lane][offset + i] += total[at + i · stride + lane], i and lane < 8."""
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
