@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
 from taskvectors.footprint import PACKED, resident_bytes
 from taskvectors.format import read_header, write_vector
+from taskvectors.packed import PackedRows
 from taskvectors.vector import (
     BaseInfo,
     Delta,
@@ -48,4 +50,18 @@ def test_the_footprint_bounds_the_device_bytes_closely(tmp_path: Path, packs: bo
     row_offsets_of_other_parts = 0 if packs else 4 * sum(SIZES[1:])
     assert bool(staged.packed) == packs
     assert actual <= expected + row_offsets_of_other_parts
-    assert expected <= actual + len(index)
+    assert expected <= actual + 8 * len(index)
+
+
+def test_the_footprint_of_a_packed_bf16_delta_is_close(tmp_path: Path) -> None:
+    """Reserved by the file's header: at least what it takes, and at most a tenth more."""
+    generator = np.random.default_rng(3)
+    rows, width = 512, 576
+    index = np.flatnonzero(generator.random(rows * width) < 0.01)
+    values = generator.standard_normal(len(index)).astype(ml_dtypes.bfloat16)
+    delta = SparseDelta((rows, width), index, values)
+    vector = TaskVector(BaseInfo("base", None), {"model.layers.0.mlp.up_proj.weight": delta})
+    write_vector(vector, tmp_path / "vector.safetensors")
+    expected = resident_bytes(read_header(tmp_path / "vector.safetensors"), 2, PACKED)
+    actual = PackedRows.from_flat((rows, width), index, values).nbytes
+    assert actual <= expected <= 1.15 * actual

@@ -108,7 +108,7 @@ def _runs(lanes: int) -> Any:
         one, two = new(), new()
         run = entry = 0
         for group in range(len(lengths)):
-            length, number = np.int64(lengths[group, 0]), np.int64(lengths[group, 1])
+            length, number = int(lengths[group, 0]), int(lengths[group, 1])
             for _ in range(number // 2):
                 clear(one)
                 clear(two)
