@@ -122,12 +122,14 @@ def test_requests_wait_and_none_fails(
                 work = complete(client, promoting.model, prompt, mix, tokens)
                 return asyncio.create_task(work)
 
-            running = [start(PROMPTS[0], None, 48), start(PROMPTS[1], {"sparse": 1.0}, 48)]
+            running = [start(PROMPTS[0], None, 96), start(PROMPTS[1], {"sparse": 1.0}, 96)]
             await asyncio.sleep(0.5)
             body = {"task_vectors": WEIGHTS}
             promotion = asyncio.create_task(asyncio.to_thread(ask, promoting, "POST", body))
-            await asyncio.sleep(0.3)
-            assert not promotion.done()
+            while not (await asyncio.to_thread(ask, promoting, "GET"))["is_changing"]:
+                assert not promotion.done()
+            await asyncio.sleep(0.2)  # the engine hears of it a moment later
+            assert not any(task.done() for task in (promotion, *running)), "nothing to wait for"
             waiting = [start(PROMPTS[2], None, 8), start(PROMPTS[3], {"sparse": 1.0}, 8)]
             state = await promotion
             assert state["promoted"] is True

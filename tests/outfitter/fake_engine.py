@@ -125,6 +125,21 @@ async def prefetch(request: web.Request) -> web.Response:
     return web.json_response({"states": dict.fromkeys(body["digests"], "ready")})
 
 
+PROMOTED: dict = {"loadout": None}
+
+
+async def promotion(request: web.Request) -> web.Response:
+    if request.method == "DELETE":
+        PROMOTED["loadout"] = None
+    elif request.method == "POST":
+        PROMOTED["loadout"] = (await request.json())["loadout"]
+    if '"weight":3.25' in (PROMOTED["loadout"] or ""):
+        PROMOTED["loadout"] = None
+        error = {"message": "no memory", "code": "promotion_too_large", "param": "task_vectors"}
+        return web.json_response({"error": error}, status=507)
+    return web.json_response({**PROMOTED, "asked": request.query_string})
+
+
 async def health(request: web.Request) -> web.Response:
     return web.Response(status=503 if SEEN["ill"] else 200)
 
@@ -147,6 +162,7 @@ def main() -> None:
     app.router.add_get("/openapi.json", openapi)
     app.router.add_get("/taskvectors/stats", stats)
     app.router.add_post("/taskvectors/prefetch", prefetch)
+    app.router.add_route("*", "/taskvectors/promotion", promotion)
     app.router.add_get("/health", health)
     for path in ("/metrics", "/tokenize", "/v1/load_lora_adapter"):
         app.router.add_route("*", path, health)

@@ -11,6 +11,7 @@ from tests.outfitter.harness import Running
 PATHS = (
     "/taskvectors/stats",
     "/taskvectors/prefetch",
+    "/taskvectors/promotion",
     "/taskvectors",
     "/taskvectors/",
     "/taskvectors/stats/",

@@ -65,6 +65,11 @@ class Gate:
                 await stack.enter_async_context(self._admission.admit(loadout))
             yield
 
+    @property
+    def is_shut(self) -> bool:
+        """Whether loadouts wait."""
+        return self._is_shut
+
     @contextlib.asynccontextmanager
     async def shut(self) -> AsyncIterator[None]:
         """While open, nobody enters."""
@@ -132,16 +137,18 @@ class Promoter:
         return await self._uninterrupted(self._demote())
 
     async def state(self, *, checksum: bool = False) -> dict[str, Any]:
-        """What the worker says. With the checksum of all weights it answers nobody for seconds.
+        """What the worker says, and whether requests wait for a change, as `is_changing`.
 
-        Raises EngineUnavailable.
+        With the checksum of all weights the worker does nothing else for seconds. Raises
+        EngineUnavailable.
         """
-        return await _asked(self._worker.promotion(checksum=checksum))
+        state = await _asked(self._worker.promotion(checksum=checksum))
+        return {**state, "is_changing": self._gate.is_shut}
 
     async def _promote(self, loadout: Loadout) -> dict[str, Any]:
         async with self._turn:
             state = await self.state()
-            if state.get("loadout") == loadout.canonical:
+            if state["loadout"] == loadout.canonical:
                 return state
             async with AsyncExitStack() as stack:
                 served = loadout if loadout.is_linear else await self._compose(loadout)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from taskvectors.errors import EngineUnavailable
+from taskvectors.errors import EngineUnavailable, PromotionTooLarge
+from taskvectors.spec import Loadout, LoadoutItem
 from taskvectors.vllm_plugin import control
 from taskvectors.vllm_plugin.endpoint import LoadoutMiddleware
 
@@ -36,6 +37,17 @@ class Service:
         if self.error is not None:
             raise self.error
         return STATS
+
+    async def promote(self, loadout: Loadout) -> dict[str, Any]:
+        if self.error is not None:
+            raise self.error
+        return {"loadout": loadout.canonical}
+
+    async def demote(self) -> dict[str, Any]:
+        return {"loadout": None}
+
+    async def promotion(self, *, checksum: bool) -> dict[str, Any]:
+        return {"loadout": None, "checksum": checksum}
 
 
 async def vllm(_scope: Any, receive: Any, send: Any) -> None:
@@ -227,3 +239,48 @@ def test_an_engine_without_task_vectors_says_so() -> None:
     asyncio.run(LoadoutMiddleware(vllm)(scope, receive, send))
     assert sent[0]["status"] == 500
     assert b"--enable-lora" in sent[1]["body"]
+
+
+PROMOTION = "/taskvectors/promotion"
+
+
+def test_a_loadout_is_promoted_shown_and_demoted(client: TestClient) -> None:
+    """The canonical loadout goes in, the worker's state comes out."""
+    loadout = Loadout.build([LoadoutItem(DIGESTS[0], 0.5)])
+    response = client.post(PROMOTION, json={"loadout": loadout.canonical})
+    assert (response.status_code, response.json()) == (200, {"loadout": loadout.canonical})
+    assert client.get(PROMOTION).json() == {"loadout": None, "checksum": False}
+    assert client.get(f"{PROMOTION}?checksum=true").json()["checksum"] is True
+    assert client.delete(PROMOTION).json() == {"loadout": None}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"loadout": 3}',
+        b'{"loadout": "x"}',
+        b'{"loadout": "{}", "x": 1}',
+        b'{"loadout": null}',
+        b'{"loadout": "{\\"method\\": \\"linear\\", \\"vectors\\": []}"}',
+    ],
+)
+def test_what_is_no_loadout_is_not_promoted(client: TestClient, body: bytes) -> None:
+    """400, in vLLM's error shape; the last is a loadout, but not in its canonical form."""
+    response = client.post(PROMOTION, content=body)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["code"] == "invalid_loadout"
+
+
+def test_a_checksum_is_wanted_or_not(client: TestClient) -> None:
+    assert client.get(f"{PROMOTION}?checksum=perhaps").status_code == 400
+
+
+def test_a_promotion_that_does_not_fit_says_so(client: TestClient, service: Service) -> None:
+    service.error = PromotionTooLarge("too large")
+    loadout = Loadout.build([LoadoutItem(DIGESTS[0], 0.5)])
+    response = client.post(PROMOTION, json={"loadout": loadout.canonical})
+    assert response.status_code == 507
+    assert response.json()["error"]["code"] == "promotion_too_large"

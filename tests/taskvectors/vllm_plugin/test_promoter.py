@@ -148,7 +148,9 @@ def test_loadouts_wait_while_the_weights_change() -> None:
                 entering = asyncio.create_task(enter(world))
                 await asyncio.sleep(0.01)
                 assert world.held == ["b"]
+                assert (await world.promoter.state())["is_changing"] is True
             await entering
+            assert (await world.promoter.state())["is_changing"] is False
         assert world.held == []
 
     asyncio.run(run())
