@@ -37,8 +37,8 @@ class SparseSite:
 
     shape: (out, in). table: int64 [K, SPARSE_FIELDS]. crow: int32, [out + 1] from each entry's
     CROW on, positions relative to COL and VAL. col: int16 bits of uint16, or int32; ascending in
-    a row. val: bfloat16, float16 or float32. part_start: int32 [parts], the first output row of
-    each; first_part: their position among all parts of the model.
+    a row. val: bfloat16, float16 or float32. part_start: int32 [parts + 1], the first output row
+    of each, and `out`; first_part: their position among all parts of the model.
     """
 
     shape: tuple[int, int]
@@ -90,7 +90,7 @@ def add_pairs(
     scratch: SparseScratch,
 ) -> None:
     """For few tokens: at most `pair_tokens`, and sums for all their pairs fit the scratch."""
-    (tokens, width), rows, parts = x.shape, site.shape[0], len(site.part_start)
+    (tokens, width), rows, parts = x.shape, site.shape[0], len(site.part_start) - 1
     if tokens >= TRANSPOSE_FROM:
         assert scratch.x.dtype == x.dtype
         assert scratch.x.numel() >= x.numel()
@@ -114,7 +114,7 @@ def add_tiles(
     y: Tensor, x: Tensor, site: SparseSite, step: StepBuffers, coefficients: CoefficientRows
 ) -> None:
     """For many tokens."""
-    (tokens, width), rows, parts = x.shape, site.shape[0], len(site.part_start)
+    (tokens, width), rows, parts = x.shape, site.shape[0], len(site.part_start) - 1
     _tiles[(triton.cdiv(tokens, TILE_TOKENS), triton.cdiv(rows, TILE_ROWS))](
         y, x, coefficients.weights, site.crow, site.col, site.val, site.table,
         step.num_active, step.active, step.token_row, site.part_start,

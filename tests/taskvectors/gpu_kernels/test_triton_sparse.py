@@ -48,7 +48,7 @@ def _site(
     indexes = cat(col, torch.int32)
     if not wide:
         indexes = indexes.to(torch.uint16).view(torch.int16)
-    starts = torch.tensor(bounds[:-1], dtype=torch.int32)
+    starts = torch.tensor(bounds, dtype=torch.int32)
     arrays = (table, cat(crow, torch.int32), indexes, cat(val, dtype), starts)
     return SparseSite(shape, *(array.to(DEVICE) for array in arrays), first_part=1)
 

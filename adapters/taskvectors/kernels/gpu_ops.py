@@ -1,0 +1,44 @@
+"""The operators that a compiled or captured model calls on a GPU: opaque, with fixed addresses.
+
+An operator names an arena and a site by number and reads everything else in the arena's buffers,
+so neither torch.compile nor a captured graph sees what a step holds.
+"""
+
+import itertools
+import weakref
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class SiteProducts(Protocol):
+    """What an arena can add to the output of its sites."""
+
+    def add(self, site: int, y: Tensor, x: Tensor) -> None:
+        """y[t] += Σ_k C[t, k] · Δ_k x[t]. y: [T, ≥ out]; x: [T, in]."""
+
+
+_ARENAS: "weakref.WeakValueDictionary[int, SiteProducts]" = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count()
+
+
+def register(arena: SiteProducts) -> int:
+    """The number by which operators know `arena`, for as long as it lives."""
+    number = next(_NUMBERS)
+    _ARENAS[number] = arena
+    return number
+
+
+@torch.library.custom_op("taskvectors::add_linear", mutates_args=("y",))
+def add_linear(y: Tensor, x: Tensor, arena: int, site: int) -> None:
+    """y[t] += Σ_k C[t, k] · Δ_k x[t] over the resident vectors of one site.
+
+    y: [T, ≥ out]; x: [T, in]; both float32, bfloat16 or float16, rows contiguous.
+    """
+    _ARENAS[arena].add(site, y, x)
+
+
+@add_linear.register_fake
+def _(y: Tensor, x: Tensor, arena: int, site: int) -> None:  # noqa: ARG001 (the operator's)
+    assert y.dim() == x.dim() == 2
