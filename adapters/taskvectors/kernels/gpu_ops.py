@@ -18,6 +18,9 @@ class SiteProducts(Protocol):
     def add(self, site: int, y: Tensor, x: Tensor) -> None:
         """y[t] += Σ_k C[t, k] · Δ_k x[t]. y: [T, ≥ out]; x: [T, in]."""
 
+    def add_rows(self, site: int, y: Tensor, ids: Tensor) -> None:
+        """y[t] += Σ_k C[t, k] · Δ_k[ids[t]]. y: [T, dim]; ids: [T]."""
+
 
 _ARENAS: "weakref.WeakValueDictionary[int, SiteProducts]" = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
@@ -42,3 +45,18 @@ def add_linear(y: Tensor, x: Tensor, arena: int, site: int) -> None:
 @add_linear.register_fake
 def _(y: Tensor, x: Tensor, arena: int, site: int) -> None:  # noqa: ARG001 (the operator's)
     assert y.dim() == x.dim() == 2
+
+
+@torch.library.custom_op("taskvectors::add_rows", mutates_args=("y",))
+def add_rows(y: Tensor, ids: Tensor, arena: int, site: int) -> None:
+    """y[t] += Σ_k C[t, k] · Δ_k[ids[t]] over the resident vectors of an embedding.
+
+    y: [T, dim], rows contiguous; ids: [T], int32 or int64.
+    """
+    _ARENAS[arena].add_rows(site, y, ids)
+
+
+@add_rows.register_fake
+def _(y: Tensor, ids: Tensor, arena: int, site: int) -> None:  # noqa: ARG001 (the operator's)
+    assert y.dim() == 2
+    assert ids.dim() == 1

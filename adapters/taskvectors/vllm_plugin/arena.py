@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from taskvectors.errors import VectorLoadFailed
-from taskvectors.kernels import gpu_ops
+from taskvectors.kernels import gpu_ops, triton_embedding
 from taskvectors.kernels.gpu_step import CoefficientRows, StepBuffers, StepLimits
 from taskvectors.kernels.torch_ops import SparseMatrix
 from taskvectors.kernels.triton_low_rank import RANK_FIELDS, LowRankSite, add_low_rank
@@ -131,6 +131,11 @@ class DeltaArena:
         step = self.steps[self._shapes[site].rows]
         add_low_rank(y, x, self._low_rank[site], step, self.coefficients, self._hidden)
         add_sparse(y, x, self._sparse[site], step, self.coefficients, self._scratch)
+
+    def add_rows(self, site: int, y: Tensor, ids: Tensor) -> None:
+        """y[t] += Σ_k C[t, k] · Δ_k[ids[t]] at an embedding. y: [T, dim]; ids: [T]."""
+        step, sparse = self.steps[self._shapes[site].rows], self._sparse[site]
+        triton_embedding.add_rows(y, ids, sparse, self._low_rank[site], step, self.coefficients)
 
     def write_step(self, tokens: npt.NDArray[np.int64], samples: npt.NDArray[np.int64]) -> None:
         """Plan a step: the coefficient row of each token, and of each row that the head sees."""
