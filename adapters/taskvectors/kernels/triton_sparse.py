@@ -26,7 +26,7 @@ NARROW_WIDTH = 65536
 """Up to so many input features, columns are uint16, kept as the bits of int16; else int32."""
 
 GATHER_ROWS, GATHER_CHUNK, COMBINE_ROWS, GATHER_BLOCKS = 16, 16, 512, 16
-TILE_TOKENS, TILE_ROWS, TILE_COLUMNS, TILE_CHUNK = 64, 64, 64, 4
+TILE_TOKENS, TILE_ROWS, TILE_COLUMNS, TILE_CHUNK, TILE_WARPS = 64, 64, 64, 4, 8
 TRANSPOSE_FROM = 4
 """From so many tokens on, x is transposed first: a nonzero's tokens then share cache lines."""
 
@@ -115,6 +115,7 @@ def add_tiles(
 ) -> None:
     """For many tokens."""
     (tokens, width), rows, parts = x.shape, site.shape[0], len(site.part_start) - 1
+    assert coefficients.weights.numel() < 1 << 31
     _tiles[(triton.cdiv(tokens, TILE_TOKENS), triton.cdiv(rows, TILE_ROWS))](
         y, x, coefficients.weights, site.crow, site.col, site.val, site.table,
         step.num_active, step.active, step.token_row, site.part_start,
@@ -122,6 +123,7 @@ def add_tiles(
         *coefficients.weights.shape[1:], site.first_part, parts,
         NARROW=site.col.dtype == torch.int16, FIELDS=SPARSE_FIELDS,
         TOKENS=TILE_TOKENS, ROWS=TILE_ROWS, COLUMNS=TILE_COLUMNS, CHUNK=TILE_CHUNK,
+        num_warps=TILE_WARPS,
     )  # fmt: skip
 
 
@@ -233,7 +235,7 @@ def _tiles(  # type: ignore[no-untyped-def]
     is_output = is_token[:, None] & is_row[None, :]
     row = tl.load(token_row + tokens, mask=is_token, other=0)
     part = first_part + part_of(rows, part_start, num_parts)
-    weight = weights + (part.to(tl.int64)[None, :] * num_slots + row[:, None]) * num_columns
+    weight = (part[None, :] * num_slots + row[:, None]) * num_columns
     xs = x + tokens.to(tl.int64)[:, None] * x_token
     steps, offsets = tl.arange(0, CHUNK), tl.arange(0, COLUMNS)
     total = tl.zeros((TOKENS, ROWS), tl.float32)
@@ -241,7 +243,7 @@ def _tiles(  # type: ignore[no-untyped-def]
     for i in range(tl.load(num_active)):
         column = tl.load(active + i)
         entry = table + FIELDS * column
-        coef = tl.load(weight + column, mask=is_output, other=0)
+        coef = tl.load(weights + (weight + column), mask=is_output, other=0)
         used = tl.max(tl.max((coef != 0).to(tl.int32), 1), 0)
         if (used != 0) & (tl.load(entry + 3) != 0):
             touched += 1
