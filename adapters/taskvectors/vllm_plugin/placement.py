@@ -13,6 +13,8 @@ elements (an offset read, a sum written); it, START and PER_ELEMENT are estimate
 
 Composing pays when the relative gain is at least MARGIN, and the gain over the requests that
 are expected (as many as its window holds) exceeds the cost, and the result fits the free pool.
+
+Nothing asks it yet: every linear loadout is still served as it is, from its own vectors.
 """
 
 import math
