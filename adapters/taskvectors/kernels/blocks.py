@@ -109,4 +109,5 @@ def _scratch_of(block: Block) -> int:
         (ranks, width), rows = block.data.a.shape, block.data.b.shape[1]
     else:
         (rows, width), ranks = block.data.shape, 0
-    return MOST_LANES * (1 + width + rows + ranks) + ranks * (width + rows) + rows
+    lanes: int = MOST_LANES * (1 + width + rows + ranks)
+    return lanes * (1 + width + rows + ranks) + ranks * (width + rows) + rows
