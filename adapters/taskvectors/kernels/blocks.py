@@ -105,9 +105,10 @@ def _fields(block: Block) -> list[int]:
 
 def _scratch_of(block: Block) -> int:
     """float32 values that the compiled code needs for a block."""
+    ranks = 0
     if isinstance(block.data, RankPair):
-        (ranks, width), rows = block.data.a.shape, block.data.b.shape[1]
+        ranks, width = block.data.a.shape
+        rows = int(block.data.b.shape[1])
     else:
-        (rows, width), ranks = block.data.shape, 0
-    lanes: int = MOST_LANES * (1 + width + rows + ranks)
-    return lanes * (1 + width + rows + ranks) + ranks * (width + rows) + rows
+        rows, width = block.data.shape
+    return int(MOST_LANES * (1 + width + rows + ranks) + ranks * (width + rows) + rows)
