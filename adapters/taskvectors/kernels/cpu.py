@@ -34,13 +34,15 @@ def add_layer(y: Tensor, x: Tensor, table: LayerTable, groups: TokenGroups) -> N
     _compiled(x.dtype)(into, source, *arguments, scratch, _LANES)
 
 
-def warm_up() -> None:
-    """Compile both entry points, or read them from the cache, before a step needs them."""
+def warm_up(dtype: torch.dtype) -> None:
+    """Compile for an engine's dtype, or read it from the cache, before a step needs it.
+
+    The first time takes half a minute, and from the cache a second.
+    """
     empty = TokenGroups(np.zeros((1, 2), np.int32), np.zeros(0, np.int32), np.zeros((1, 0), "f4"))
     block = Block(0, 0, 0, RankPair(np.zeros((1, 1), "f4"), np.zeros((1, 1), "f4"), 1.0))
-    for dtype in (torch.float32, torch.bfloat16):
-        zeros = torch.zeros(1, 1, dtype=dtype)
-        add_layer(zeros, zeros, LayerTable([block]), empty)
+    zeros = torch.zeros(1, 1, dtype=dtype)
+    add_layer(zeros, zeros, LayerTable([block]), empty)
 
 
 @functools.cache

@@ -1,4 +1,7 @@
-"""Vector instructions and raw memory for code that numba compiles."""
+"""Vector instructions and raw memory for code that numba compiles.
+
+numba's cache looks at the age of `compiled` only: after a change here, touch that file.
+"""
 
 from typing import Any, NamedTuple
 

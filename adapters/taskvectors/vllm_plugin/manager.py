@@ -81,7 +81,7 @@ class TaskVectorManager:
         for site in index.sites:
             hook(site, self._state)
         if self._device.type == "cpu":
-            warm_up()
+            warm_up(dtype)
         self._files = TieredFiles(
             self._config.store,
             self._config.tiers,
