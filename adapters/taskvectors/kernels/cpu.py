@@ -19,12 +19,18 @@ from taskvectors.kernels.blocks import MOST_LANES, Array, Block, LayerTable, Ran
 def add_layer(y: Tensor, x: Tensor, table: LayerTable, groups: TokenGroups) -> None:
     """y[t] += Σ_k coef[t, k] · Δ_k x[t] over all blocks of the layer.
 
-    y: [T, out], wider for a padded head; x: [T, in]; both float32 or bfloat16, on the CPU.
+    y: [T, out], wider for a padded head, contiguous; x: [T, in]; both of one dtype, on the CPU:
+    float32, bfloat16, or another at the price of copies.
     """
     if not len(table.fields):
         return
     assert y.is_contiguous()
     assert y.dtype == x.dtype
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        total = torch.zeros(y.shape)
+        add_layer(total, x.float(), table, groups)
+        y += total.to(y.dtype)
+        return
     arguments = (table.fields, table.scales, groups.bounds, groups.tokens, groups.coef)
     if x.dtype == torch.bfloat16:
         into, source = _bits(y), _bits(x)
