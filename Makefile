@@ -38,6 +38,7 @@ test-gpu:
 bench: $(VENV)/.test $(MODEL)/config.json
 	$(BIN)/python -m tests.benchmarks.decode --model $(MODEL) --dtype float32 \
 	  -o tests/benchmarks/results/decode_cpu_float32.json
+	$(BIN)/python -m tests.benchmarks.layers
 	$(BIN)/python -m tests.benchmarks.encodings
 	$(BIN)/python -m tests.benchmarks.merging --model $(MODEL) --layers 8
 	$(BIN)/python -m tests.benchmarks.extraction --model $(MODEL) --folder $(SCRATCH) \

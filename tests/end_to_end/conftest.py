@@ -28,7 +28,7 @@ from tests.end_to_end.synthetic import Maker, Synthetic
 OUTFITTER = str(Path(sys.executable).with_name("outfitter"))
 START_TIMEOUT_S = 240
 SLOTS = 8
-POOL_BYTES = 96 << 20
+POOL_BYTES = 48 << 20
 MODEL = "smollm2"
 PROMPT = "The three most important things about a coat are"
 
