@@ -36,8 +36,7 @@ test-gpu:
 	python3 -m pytest tests/gpu -m gpu
 
 bench: $(VENV)/.test $(MODEL)/config.json
-	$(BIN)/python -m tests.benchmarks.decode --model $(MODEL) --dtype float32 \
-	  -o tests/benchmarks/results/decode_cpu_float32.json
+	$(BIN)/outfitter bench --model $(MODEL) -o tests/benchmarks/results/bench_cpu_float32.json
 	$(BIN)/python -m tests.benchmarks.layers
 	$(BIN)/python -m tests.benchmarks.encodings
 	$(BIN)/python -m tests.benchmarks.merging --model $(MODEL) --layers 8

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ROOTS = {"taskvectors": ROOT / "adapters", "outfitter": ROOT / "server"}
 HEAVY = {"torch", "vllm", "transformers"}
-ENGINE_SIDE = ("taskvectors.kernels", "taskvectors.vllm_plugin")
+ENGINE_SIDE = ("taskvectors.bench.host", "taskvectors.kernels", "taskvectors.vllm_plugin")
 
 
 def _modules() -> dict[str, Path]:
@@ -77,6 +77,7 @@ def test_importing_taskvectors_loads_neither_torch_nor_vllm() -> None:
     code = (
         "import sys, taskvectors, taskvectors.format, taskvectors.store, taskvectors.extract;"
         "import taskvectors.exchange, taskvectors.interference, taskvectors.merge;"
+        "import taskvectors.bench.run;"
         "sys.exit(bool({'torch', 'vllm'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

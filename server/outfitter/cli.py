@@ -7,6 +7,7 @@ from typer.core import TyperGroup
 
 from outfitter.client import GatewayError
 from outfitter.commands import (
+    bench,
     export,
     files,
     imports,
@@ -65,6 +66,7 @@ app.command()(vectors.show)
 app.command()(vectors.tag)
 app.command()(vectors.untag)
 app.command()(vectors.delete)
+app.command()(bench.bench)
 app.command()(promotions.promote)
 app.command()(promotions.demote)
 app.command()(sign.keygen)

@@ -17,9 +17,9 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from taskvectors.bench.machine import write_result
 from taskvectors.extract import Size, size_of
 from taskvectors.format import FileHeader, read_header
-from tests.benchmarks.engines import write_result
 from tests.benchmarks.pairs import UPDATE, finetune, synthesize
 from tests.benchmarks.processes import Usage, watch
 

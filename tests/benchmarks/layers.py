@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from taskvectors.bench.machine import write_result
 from taskvectors.kernels.blocks import Block, LayerTable, RankPair, TokenGroups
 from taskvectors.kernels.cpu import add_layer, warm_up
 from taskvectors.packed import PackedRows
-from tests.benchmarks.engines import write_result
 
 RESULTS = Path(__file__).parent / "results"
 SEED = 7

@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 
+from taskvectors.bench.machine import write_result
 from taskvectors.checkpoint import Checkpoint
 from taskvectors.delta import Array, Shape, SparseDelta
 from taskvectors.format import VectorReader, VectorWriter, read_vector
 from taskvectors.merge import MergedVector, open_files, write_merged
 from taskvectors.methods import find_method
 from taskvectors.vector import BaseInfo
-from tests.benchmarks.engines import write_result
 
 RESULTS = Path(__file__).parent / "results" / "merging.json"
 SEED = 5

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import redis
 
+from taskvectors.bench.machine import write_result
 from taskvectors.store.redis_chunks import CHUNK_BYTES
 from taskvectors.store.redis_tier import RedisTier
 from taskvectors.store.running_digest import RunningDigest
 from taskvectors.store.settings import TierSettings
 from tests import services
-from tests.benchmarks.engines import write_result
 
 RESULTS = Path(__file__).parent / "results" / "redis_tier.json"
 SEED = 13

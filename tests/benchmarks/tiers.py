@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import redis
 
+from taskvectors.bench.machine import write_result
 from taskvectors.store import DirectoryStore
 from taskvectors.store.settings import DISK, MEMORY, ORIGIN, REDIS, TierSettings
 from taskvectors.store.tiered import TieredFiles
-from tests.benchmarks.engines import write_result
 from tests.services import Valkey, valkey
 
 RESULTS = Path(__file__).parent / "results" / "tiers.json"

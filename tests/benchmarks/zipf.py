@@ -23,9 +23,9 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from taskvectors.bench.machine import write_result
 from taskvectors.checkpoint import Checkpoint, fingerprint
 from tests import services
-from tests.benchmarks.engines import write_result
 from tests.end_to_end.conftest import Gateway, serving
 from tests.end_to_end.synthetic import Maker, Synthetic
 

@@ -16,8 +16,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from taskvectors.bench.engines import Adapter, Engine, EngineSpec, loadout
 from taskvectors.store import DirectoryStore
-from tests.benchmarks.engines import Adapter, Engine, EngineSpec, loadout
 from tests.end_to_end.oracle import Oracle
 from tests.end_to_end.synthetic import Maker
 

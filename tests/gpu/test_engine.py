@@ -20,15 +20,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from taskvectors.bench.engines import Adapter, Engine, EngineSpec, Kind, loadout
+from taskvectors.bench.machine import write_result
 from taskvectors.store import DirectoryStore
-from tests.benchmarks.engines import (
-    Adapter,
-    Engine,
-    EngineSpec,
-    Kind,
-    loadout,
-    write_result,
-)
 from tests.end_to_end.synthetic import Maker
 
 ON_CPU = os.environ.get("OUTFITTER_GPU_SUITE_ON_CPU") == "1"
@@ -114,18 +108,16 @@ def test_loadouts_equal_dense_merged_checkpoints_in_bfloat16(checkpoints: Checkp
         assert row["median_error"] <= 0.15 * row["median_change_against_base"]
 
 
-@pytest.mark.parametrize("batch", [[1], [16, 64]])
-def test_speed_of_an_8b_shape(tmp_path: Path, batch: list[int]) -> None:
-    """A decode step of plain vLLM, the plugin and stock LoRA in one run; nothing is asserted."""
+def test_speed_of_an_8b_shape(tmp_path: Path) -> None:
+    """Plain vLLM, the plugin and stock LoRA in one run; no figure is asserted."""
     config = LlamaConfig(**(SMALL if ON_CPU else LLAMA_8B), max_position_embeddings=4096)
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(tmp_path / "model")
-    output = RESULTS / f"decode_{_device()}_batch{batch[-1]}.json"
-    command = [sys.executable, "-m", "tests.benchmarks.decode", "--dummy", "--dtype", "bfloat16"]
-    command += ["--model", str(tmp_path / "model"), "-o", str(output), "--rounds", "5"]
-    command += ["--memory", "0.28", "--batch", *map(str, batch)]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    output = RESULTS / f"bench_{_device()}.json"
+    command = [sys.executable, "-m", "taskvectors.bench", "--dummy", "--dtype", "bfloat16"]
+    command += ["--model", str(tmp_path / "model"), "-o", str(output), "--silent"]
+    command += ["--quick"] if ON_CPU else ["--memory", "0.28"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-4000:]
 

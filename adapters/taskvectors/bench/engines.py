@@ -93,7 +93,7 @@ class Engine:
 
     def __enter__(self) -> "Engine":
         self._pipe, theirs = multiprocessing.Pipe()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the engine)
+        self._log = tempfile.TemporaryFile()
         defaults = {"VLLM_CPU_KVCACHE_SPACE": "2"}
         self._process = subprocess.Popen(  # noqa: S603 (this interpreter, and a number)
             [sys.executable, "-m", "taskvectors.bench.host", str(theirs.fileno())],

@@ -57,13 +57,14 @@ def goals(batches: Sequence[int], many: int, *, on_gpu: bool) -> list[Goal]:
         found.append(Goal(f"decode/{batch}/plugin/many", f"batch {batch}: {text}", "≥", mixed))
         over_stock = f"batch {batch}: {many} loadouts over stock's {many} adapters"
         found.append(Goal(f"decode/{batch}/stock-over-plugin/many", over_stock, "≥", 2.0))
-    return found + [
+    found += [
         Goal("prefill/plugin", "prefill, share of plain's speed", "≥", 0.85),
         Goal("flat/change", "change of speed, 1 to most loadouts", "≤", 0.05),
         Goal("activation/ratio", "activation, times faster than stock", "≥", 50.0),
         Goal("ttft/added", "a new loadout adds to the first token, ms", "≤", 0.5),
         Goal("memory/largest", "device bytes of a vector, share of its file", "≤", 1.3),
     ]
+    return found
 
 
 def judge(figures: Mapping[str, Figure], wanted: Sequence[Goal]) -> list[Verdict]:

@@ -91,6 +91,7 @@ class Host:
         """See Engine.activate. The plugin's own gets its slot and coefficients with the first step
         that uses it, which is called here, too."""
         request = self._request(adapter, is_new=True)
+        assert request is not None
         begin = time.perf_counter()
         self._engine.add_lora(request)
         if isinstance(adapter, Loadout):

@@ -3,7 +3,7 @@
 The machine may be noisy, so nothing is compared but what was measured within one round.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,7 @@ class Figure:
     label: str
     unit: str
     samples: tuple[float, ...]
-    seconds: dict[str, float]
+    seconds: Mapping[str, float]
     error: float | None = None
 
     @property
@@ -63,7 +63,7 @@ class Figure:
             "median": spread.median,
             "quartiles": [spread.lower, spread.upper],
             "error_of_median": self.error,
-            "seconds": self.seconds,
+            "seconds": dict(self.seconds),
             "samples": list(self.samples),
         }
 

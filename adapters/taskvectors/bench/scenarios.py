@@ -1,6 +1,6 @@
 """The scenarios: how each figure is measured. Engines take turns, step by step.
 
-Within a round every engine, or every way of one engine, has one turn; the order rotates.
+Within a round every engine, or every way of one engine, has one turn, in random order.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +23,7 @@ FLAT_STEPS = 3
 OF_PLAIN = "× plain's speed"
 
 Name = TypeVar("Name", bound=str)
+Turn = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def _batch(lab: Lab, batch: int) -> Iterator[Figure]:
         ways: dict[Kind, Sequence[Adapter]] = {"plain": [None], "plugin": plugin, "stock": stock}
         times = _steps(lab, batch, ways)
         plain += times["plain"]
-        seconds = {kind: median(values) for kind, values in times.items()}
+        seconds = _medians(times)
         for kind in ("plugin", "stock"):
             yield Figure(
                 f"decode/{batch}/{kind}/{variant}",
@@ -122,7 +123,7 @@ def prefill(lab: Lab) -> list[Figure]:
     for turn in turns.values():
         turn()
     times = _rounds(lab, lab.settings.prefill_rounds, turns)
-    seconds = {kind: median(values) for kind, values in times.items()}
+    seconds = _medians(times)
     labels: dict[Kind, str] = {
         "plugin": "one loadout of two vectors",
         "stock": "one adapter r8",
@@ -183,11 +184,14 @@ def activation(lab: Lab) -> list[Figure]:
     def new_loadout() -> float:
         return plugin.activate(lab.vectors.mixes(1, lab.generator)[0])
 
-    turns = {"plugin": new_loadout, "stock": lambda: stock.activate(next(adapters))}
+    turns: dict[str, Turn] = {
+        "plugin": new_loadout,
+        "stock": lambda: stock.activate(next(adapters)),
+    }
     for turn in turns.values():
         turn()
     times = _rounds(lab, lab.settings.activations, turns)
-    seconds = {name: median(values) for name, values in times.items()}
+    seconds = _medians(times)
     micro = {name: tuple(1e6 * value for value in values) for name, values in times.items()}
     ratio = ratios(times["stock"], times["plugin"])
     return [
@@ -202,14 +206,14 @@ def ttft(lab: Lab) -> list[Figure]:
     engine = lab.engines["plugin"]
     seen, *fresh = lab.vectors.mixes(lab.settings.pairs + 2, lab.generator, over_all=False)
     new = iter(fresh)
-    turns = {
+    turns: dict[str, Turn] = {
         "new": lambda: engine.first_token(next(new), FIRST_PROMPT),
         "seen": lambda: engine.first_token(seen, FIRST_PROMPT),
     }
     for turn in turns.values():
         turn()
     times = _rounds(lab, lab.settings.pairs, turns)
-    seconds = {name: median(values) for name, values in times.items()}
+    seconds = _medians(times)
     added = tuple(1e3 * value for value in differences(times["new"], times["seen"]))
     error = error_of_median(added, lab.settings.seed)
     label = "a never-seen loadout adds to the first token"
@@ -247,18 +251,19 @@ def _num_variants(settings: Settings) -> int:
     return sum(2 + (batch >= settings.many) for batch in settings.decode_batches)
 
 
-def _rounds(
-    lab: Lab, count: int, turns: Mapping[Name, Callable[[], float]]
-) -> dict[Name, list[float]]:
-    """Seconds of `count` rounds; the order of the turns rotates from one to the next."""
+def _rounds(lab: Lab, count: int, turns: Mapping[Name, Turn]) -> dict[Name, list[float]]:
+    """Seconds of `count` rounds; nobody has the same predecessor always."""
     times: dict[Name, list[float]] = {name: [] for name in turns}
     names = list(turns)
-    for i in range(count):
-        first = i % len(names)
-        for name in names[first:] + names[:first]:
-            times[name].append(turns[name]())
+    for _ in range(count):
+        for i in lab.generator.permutation(len(names)):
+            times[names[i]].append(turns[names[i]]())
         lab.tick()
     return times
+
+
+def _medians(times: Mapping[Name, Sequence[float]]) -> dict[str, float]:
+    return {name: median(values) for name, values in times.items()}
 
 
 def _cycled(adapters: Sequence[Adapter], count: int) -> list[Adapter]:

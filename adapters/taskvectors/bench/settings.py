@@ -1,6 +1,5 @@
 """What a benchmark runs, decided before it starts."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,8 +39,8 @@ class Settings:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.scenarios) - set(SCENARIOS)):
             raise InvalidBench(f"unknown scenario {unknown[0]!r}; choose {', '.join(SCENARIOS)}")
-        numbers: Mapping[str, int | None] = {"steps": self.steps, "threads": self.threads}
-        for name, number in {**numbers, **{"batch": b for b in self.batches or ()}}.items():
+        numbers = [("steps", self.steps), ("threads", self.threads)]
+        for name, number in [*numbers, *(("a batch", batch) for batch in self.batches or ())]:
             if number is not None and number < 1:
                 raise InvalidBench(f"{name} must be at least 1, not {number}")
         if not self.scenarios or self.batches == ():

@@ -73,7 +73,7 @@ def linear_shapes(model: Path, *, dummy: bool) -> dict[str, Shape]:
         return _configured(model)
     ends = tuple(f".{leaf}.weight" for leaf in LINEAR)
     shapes = Checkpoint.open(model).shapes
-    found = {n: s for n, s in shapes.items() if n.endswith(ends) and len(s) == 2}
+    found = {name: shape for name, shape in shapes.items() if name.endswith(ends)}
     if not found:
         raise InvalidBench(f"{model} has no linear layers named {', '.join(LINEAR)}")
     return found
@@ -149,12 +149,10 @@ def _write_adapter(
 def _configured(model: Path) -> dict[str, Shape]:
     """The linear layers of Llama and its kin."""
     fields = read_json(model / CONFIG)
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    numbers = [fields.get(name) for name in names]
-    for name, number in zip(names, numbers, strict=True):
-        if not isinstance(number, int) or number < 1:
-            raise InvalidBench(f"{model / CONFIG} needs {name} for --dummy; use a Llama-like model")
-    hidden, inner, layers, heads = numbers
+    hidden, inner, layers, heads = (
+        _positive(model, fields, name)
+        for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    )
     head = fields.get("head_dim") or hidden // heads
     wide, narrow = heads * head, (fields.get("num_key_value_heads") or heads) * head
     shapes = [(wide, hidden), (narrow, hidden), (narrow, hidden), (hidden, wide)]
@@ -165,3 +163,10 @@ def _configured(model: Path) -> dict[str, Shape]:
         for layer in range(layers)
         for home, leaf, shape in zip(homes, LINEAR, shapes, strict=True)
     }
+
+
+def _positive(model: Path, fields: Mapping[str, object], name: str) -> int:
+    value = fields.get(name)
+    if not isinstance(value, int) or value < 1:
+        raise InvalidBench(f"{model / CONFIG} needs {name} for --dummy; use a Llama-like model")
+    return value

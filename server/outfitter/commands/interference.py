@@ -45,7 +45,7 @@ def interference(
     """Compare task vectors pair by pair: cosine, sign conflict, overlap, shared directions."""
     if not 2 <= len(vectors) <= MAX_VECTORS:
         raise InvalidConfig(f"give 2 to {MAX_VECTORS} task vectors to compare, not {len(vectors)}")
-    _check_outputs(png, html)
+    check_outputs(png, html)
     report = _compare(_sources(vectors, store))
     _write(report, png, html)
     if as_json:
@@ -94,7 +94,7 @@ def _path(argument: str, store: Vectors | None) -> Path:
     return store.path(Reference.parse(argument))
 
 
-def _check_outputs(*paths: Path | None) -> None:
+def check_outputs(*paths: Path | None) -> None:
     """Before minutes of work: every folder is there."""
     for path in paths:
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
