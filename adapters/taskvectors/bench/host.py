@@ -3,6 +3,7 @@
 Takes an EngineSpec, then (method, arguments) until the pipe is closed.
 """
 
+import functools
 import itertools
 import sys
 import time
@@ -138,8 +139,9 @@ class Host:
             raise RuntimeError(status)
         return _held_bytes(pool) - before, counted
 
-    @property
+    @functools.cached_property
     def _manager(self) -> Any:
+        """The worker's, which lives in this process."""
         [manager] = self._llm.collective_rpc(lambda worker: worker.model_runner.lora_manager)
         return manager
 

@@ -20,6 +20,10 @@ Progress = Callable[[int, int, str], None]
 """Called with rounds done, rounds in all, and what is under way."""
 
 
+GPU_SHARE = 0.28
+"""Of a GPU's memory, for each of three engines."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run found. device: what the engines ran on."""
@@ -103,8 +107,8 @@ def _spec(kind: Kind, settings: Settings, vectors: Vectors) -> EngineSpec:
     }
     if settings.dummy:
         extra["load_format"] = "dummy"
-    if settings.memory is not None:
-        extra["gpu_memory_utilization"] = settings.memory
+    if settings.on_gpu or settings.memory is not None:
+        extra["gpu_memory_utilization"] = settings.memory or GPU_SHARE
     return EngineSpec(
         kind,
         settings.model.resolve(),
