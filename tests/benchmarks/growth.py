@@ -52,7 +52,7 @@ def _standard_error(x: np.ndarray, residuals: np.ndarray) -> float:
     """Of the slope: the usual one, widened by the first autocorrelation of the residuals."""
     spread = float(np.sum((x - x.mean()) ** 2))
     energy = float(residuals @ residuals)
-    if energy == 0:
+    if energy == 0 or len(x) < 3:
         return 0.0
     related = min(0.99, max(0.0, float(residuals[1:] @ residuals[:-1]) / energy))
     plain = (energy / (len(x) - 2) / spread) ** 0.5
@@ -66,14 +66,14 @@ def plot(path: Path, panels: Mapping[str, Sequence[Sample]], processes: Sequence
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(9, 3.4), sharey=True)
-    for axis, (label, samples) in zip(axes, panels.items(), strict=True):
+    figure, axes = plt.subplots(1, len(panels), figsize=(9, 3.4), sharey=True, squeeze=False)
+    for axis, (label, samples) in zip(axes[0], panels.items(), strict=True):
         for process in processes:
             memory = [sample[process]["uss"] / MIB for sample in samples]
             axis.plot([sample["at"] for sample in samples], memory, label=process)
         axis.set(xlabel=label, ylim=(0, None))
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("private memory, MiB")
-    axes[-1].legend(fontsize="small")
+    axes[0][0].set_ylabel("private memory, MiB")
+    axes[0][-1].legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=90)

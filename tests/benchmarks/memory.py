@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import hashlib
 import http.client
+import itertools
 import json
 import random
 import re
@@ -33,13 +34,15 @@ from taskvectors.bench.machine import write_result
 from taskvectors.checkpoint import Checkpoint, fingerprint
 from tests.benchmarks.growth import Sample, growth, plot, usage
 from tests.end_to_end.conftest import Gateway, serving
-from tests.end_to_end.synthetic import Maker, Synthetic
+from tests.end_to_end.synthetic import Maker
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 SEED = 29
 SLOTS = 32
-POOL_BYTES = 40 << 20
-PROCESSES = ("engine", "api server", "gateway")
+POOL_BYTES = 48 << 20
+PROCESSES = ("worker", "engine core", "api server", "gateway")
+LABELS = {"loadouts": "requests, each a new loadout", "promotions": "promotions and demotions"}
+PHASES = tuple(LABELS)
 PROMOTED, EVERYTHING = "one-layer", "full0"
 """What is promoted: the seven linear layers of layer 3; the embedding, all layers and norms."""
 
@@ -52,10 +55,22 @@ def main() -> None:
         maker = _maker(options.model, folder)
         limits = ("--slots", str(SLOTS), "--pool-bytes", str(POOL_BYTES), "--max-model-len", "256")
         with serving(options.model, "base", folder, *limits, "--allow-promotions") as gateway:
-            vectors = [vector.name for vector in _upload(gateway, maker)]
+            vectors = _upload(gateway, maker)
             watch = Watch(gateway)
-            asked = _ask_all(gateway, watch, vectors, options)
-            promoted = _promote_all(gateway, watch, options)
+            found = {}
+            if "loadouts" in options.phases:
+                found["loadouts"] = _ask_all(gateway, watch, vectors, options)
+            if "promotions" in options.phases:
+                found["promotions"] = _promote_all(gateway, watch, options)
+    for phase in found.values():
+        print(json.dumps({k: v for k, v in phase.items() if k != "samples"}, indent=1))
+    _write(options, found)
+
+
+def _write(options: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Write what was found; a phase that was not run stays as it was in the file."""
+    before = json.loads(options.out.read_text()) if options.out.exists() else {}
+    phases = {name: before[name] for name in PHASES if name in before} | found
     result = {
         "what": "memory of each process in bytes while idle between blocks of work",
         "command": f"python -m tests.benchmarks.memory --requests {options.requests}"
@@ -65,15 +80,11 @@ def main() -> None:
         "dtype": "float32",
         "slots": SLOTS,
         "pool_bytes": POOL_BYTES,
-        "vectors": vectors,
-        "loadouts": asked,
-        "promotions": promoted,
+        **phases,
     }
     write_result(options.out, result)
-    panels = {"requests": asked["samples"], "promotions": promoted["samples"]}
+    panels = {LABELS[name]: phase["samples"] for name, phase in phases.items()}
     plot(options.out.with_suffix(".png"), panels, PROCESSES)
-    for phase in (asked, promoted):
-        print(json.dumps({k: v for k, v in phase.items() if k != "samples"}, indent=1))
 
 
 def _parse() -> argparse.Namespace:
@@ -83,6 +94,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--cycles", type=int, default=1_000)
     parser.add_argument("--block", type=int, default=100, help="requests between two samples")
     parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=3600, help="no cycle begins later")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("-o", "--out", type=Path, default=RESULTS)
     return parser.parse_args()
 
@@ -93,15 +106,21 @@ def _maker(model: Path, folder: Path) -> Maker:
     return Maker(shapes, fingerprint(model), folder)
 
 
-def _upload(gateway: Gateway, maker: Maker) -> list[Synthetic]:
-    """Twelve vectors to be mixed, and one that is only promoted."""
-    made = [maker.low_rank(f"lowrank{i}", SEED + i, 8, 0.04) for i in range(5)]
-    made += [maker.sparse(f"sparse{i}", SEED + 10 + i, 0.03) for i in range(5)]
-    made += [maker.full(f"full{i}", SEED + 20 + i, 0.01) for i in range(2)]
+def _upload(gateway: Gateway, maker: Maker) -> list[str]:
+    """Twelve vectors to be mixed, whose names these are, and one that is only promoted."""
+    upper, third = maker.linears(range(10, 20)), maker.linears(range(3, 4))
+    made = itertools.chain(
+        (maker.low_rank(f"lowrank{i}", SEED + i, 8, 0.04) for i in range(5)),
+        (maker.sparse(f"sparse{i}", SEED + 10 + i, 0.03, upper) for i in range(5)),
+        (maker.full(f"full{i}", SEED + 20 + i, 0.01) for i in range(2)),
+        (maker.sparse(PROMOTED, SEED + 30, 0.05, third) for _ in range(1)),
+    )
+    names = []
     for vector in made:
+        vector.deltas.clear()  # hundreds of megabytes each
         gateway.upload(vector)
-    gateway.upload(maker.sparse(PROMOTED, SEED + 30, 0.05, maker.linears(range(3, 4))))
-    return made
+        names.append(vector.name)
+    return [name for name in names if name != PROMOTED]
 
 
 class Watch:
@@ -110,11 +129,19 @@ class Watch:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._socket = str(gateway.engine_socket())
-        below = gateway.engine_processes()
+        below = [process for process in gateway.engine_processes() if process.cmdline()]
         [api] = [process for process in below if "--uds" in process.cmdline()]
-        others = [process for process in below if process != api]
-        engine = max(others, key=lambda process: process.memory_info().rss)
-        found = (engine, api, psutil.Process(gateway.process.pid))
+
+        def titled(title: str) -> psutil.Process:
+            [found] = [process for process in below if process.cmdline()[0] == title]
+            return found
+
+        found = (
+            titled("VLLM::Worker"),
+            titled("VLLM::EngineCore"),
+            api,
+            psutil.Process(gateway.process.pid),
+        )
         self._processes = dict(zip(PROCESSES, found, strict=True))
 
     def sample(self, at: int) -> Sample:
@@ -183,7 +210,7 @@ def _tell(sample: Sample, started: float) -> None:
 
 def _mixes(vectors: list[str], dice: random.Random) -> Iterator[list[dict[str, Any]]]:
     """Loadouts of one to four vectors, the first ones of the list more often."""
-    shares = [1 / (1 + rank) for rank in range(len(vectors))]
+    shares = [1 / (1 + rank) ** 1.5 for rank in range(len(vectors))]
     dice.shuffle(vectors)
     while True:
         names = sorted(set(dice.choices(vectors, shares, k=dice.randint(1, 4))))
@@ -228,6 +255,8 @@ def _promote_all(gateway: Gateway, watch: Watch, options: argparse.Namespace) ->
     seconds: dict[str, list[float]] = {PROMOTED: [], EVERYTHING: []}
     started = time.perf_counter()
     for cycle in range(1, options.cycles + 1):
+        if time.perf_counter() - started > options.seconds:
+            break
         name = EVERYTHING if cycle % 100 == 50 else PROMOTED
         begin = time.perf_counter()
         with _promoted(gateway, {name: round(dice.uniform(0.1, 1), 6)}):
@@ -238,8 +267,10 @@ def _promote_all(gateway: Gateway, watch: Watch, options: argparse.Namespace) ->
         if cycle % 100 == 0:
             checksums[cycle] = _checksum(gateway)
             _tell(samples[-1], started)
+    done = sum(map(len, seconds.values()))
+    checksums[done] = _checksum(gateway)
     return {
-        "cycles": options.cycles,
+        "cycles": done,
         "seconds": round(time.perf_counter() - started, 1),
         "cycles_of": {name: len(times) for name, times in seconds.items()},
         "seconds_a_cycle": {
@@ -247,7 +278,7 @@ def _promote_all(gateway: Gateway, watch: Watch, options: argparse.Namespace) ->
         },
         "sha256_of_all_weights": checksums,
         "is_unchanged": len(set(checksums.values())) == 1,
-        "growth": {name: growth(samples, name, options.cycles // 10) for name in PROCESSES},
+        "growth": {name: growth(samples, name, done // 10) for name in PROCESSES},
         "samples": samples,
     }
 
