@@ -69,8 +69,9 @@ def plot(path: Path, panels: Mapping[str, Sequence[Sample]], processes: Sequence
     figure, axes = plt.subplots(1, len(panels), figsize=(9, 3.4), sharey=True, squeeze=False)
     for axis, (label, samples) in zip(axes[0], panels.items(), strict=True):
         for process in processes:
-            memory = [sample[process]["uss"] / MIB for sample in samples]
-            axis.plot([sample["at"] for sample in samples], memory, label=process)
+            seen = [sample for sample in samples if process in sample]
+            memory = [sample[process]["uss"] / MIB for sample in seen]
+            axis.plot([sample["at"] for sample in seen], memory, label=process)
         axis.set(xlabel=label, ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("private memory, MiB")
