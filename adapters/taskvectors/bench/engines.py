@@ -20,6 +20,7 @@ Kind = Literal["plain", "plugin", "stock"]
 Adapter = Loadout | Path | None
 """What a request is served with: a loadout (plugin), a PEFT folder (stock), or nothing."""
 
+DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 LAST_LINES = 12
 STOP_TIMEOUT_S = 60
 
@@ -94,14 +95,13 @@ class Engine:
     def __enter__(self) -> "Engine":
         self._pipe, theirs = multiprocessing.Pipe()
         self._log = tempfile.TemporaryFile()
-        defaults = {"VLLM_CPU_KVCACHE_SPACE": "2"}
         self._process = subprocess.Popen(  # noqa: S603 (this interpreter, and a number)
             [sys.executable, "-m", "taskvectors.bench.host", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            env={**defaults, **os.environ, **self._spec.environment()},
+            env={**DEFAULTS, **os.environ, **self._spec.environment()},
         )
         theirs.close()
         try:
@@ -184,10 +184,14 @@ class Engine:
             raise EngineFailed(f"the {self._spec.kind} engine ended\n{self._said()}") from None
 
     def _said(self) -> str:
-        """The last lines that the child printed."""
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").splitlines()
-        return "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
+        return last_lines(self._log)
+
+
+def last_lines(log: IO[bytes]) -> str:
+    """What a child printed last."""
+    log.seek(0)
+    lines = log.read().decode(errors="replace").splitlines()
+    return "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
 
 
 def loadout(weights: Mapping[str, float]) -> Loadout:

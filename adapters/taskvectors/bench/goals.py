@@ -62,6 +62,7 @@ def goals(batches: Sequence[int], many: int, *, on_gpu: bool) -> list[Goal]:
         Goal("flat/change", "change of speed, 1 to most loadouts", "≤", 0.05),
         Goal("activation/ratio", "activation, times faster than stock", "≥", 50.0),
         Goal("ttft/added", "a new loadout adds to the first token, ms", "≤", 0.5),
+        Goal("server/added", "the same through the API server, ms", "≤", 0.5),
         Goal("memory/largest", "device bytes of a vector, share of its file", "≤", 1.3),
     ]
     return found

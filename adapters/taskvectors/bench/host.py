@@ -173,8 +173,8 @@ class Host:
 
 def _held_bytes(pool: Any) -> int:
     """Bytes of all memory that arrays of resident vectors keep, each counted once."""
-    sites = {id(site): site for sites in pool._sites.values() for site in sites}
-    return sum(dict(_memory([site.deltas for site in sites.values()], set())).values())
+    deltas = [site.deltas for site in pool._stager._index.sites]
+    return sum(dict(_memory(deltas, set())).values())
 
 
 def _memory(objects: Iterable[Any], seen: set[int]) -> Iterator[tuple[int, int]]:

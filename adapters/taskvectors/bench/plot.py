@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from taskvectors.bench.goals import Verdict
 from taskvectors.bench.measures import Figure
 from taskvectors.bench.run import Outcome
-from taskvectors.bench.scenarios import OF_PLAIN
+from taskvectors.bench.speeds import OF_PLAIN
 from taskvectors.durable import replacing
 
 if TYPE_CHECKING:
@@ -41,13 +41,14 @@ def write_png(outcome: Outcome, path: Path) -> None:
 def _groups(figures: tuple[Figure, ...]) -> list[tuple[str, list[Figure]]]:
     """Panels: figures that share a scale."""
     shares = [figure for figure in figures if figure.unit == OF_PLAIN]
+    first = [*_of(figures, "ttft"), *_of(figures, "server")]
     level = [f for f in figures if f.scenario == "flat" and f.key != "flat/change"]
     return [
         ("Speed as a share of plain vLLM's, in the same round (line: goal)", shares),
         ("Decode speed with many distinct loadouts, as a share of one loadout's", level),
         ("Device bytes of a vector, as a share of its file", _of(figures, "memory")),
         ("To activate, µs", [f for f in _of(figures, "activation") if f.unit == "µs"]),
-        ("A never-seen loadout adds to the first token, ms", _of(figures, "ttft")),
+        ("A never-seen loadout adds to the first token, ms", first),
     ]
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from taskvectors.bench.engines import Engine, EngineSpec, Kind
 from taskvectors.bench.goals import Verdict, goals, judge
+from taskvectors.bench.lab import Lab
 from taskvectors.bench.measures import Figure
-from taskvectors.bench.scenarios import ALL, SCENARIOS, Lab
+from taskvectors.bench.scenarios import ALL, SCENARIOS
 from taskvectors.bench.settings import Settings
 from taskvectors.bench.vectors import Vectors, draw_vectors, linear_shapes
 
@@ -20,6 +21,8 @@ Progress = Callable[[int, int, str], None]
 """Called with rounds done, rounds in all, and what is under way."""
 
 
+SMALL_BLOCK = 32
+"""Tokens, on a CPU: with vLLM's 128 the cache would hold too few of many short requests."""
 GPU_SHARE = 0.28
 """Of a GPU's memory, for each of three engines."""
 
@@ -90,7 +93,8 @@ def _measure(
 ) -> list[Figure]:
     resident = engines["plugin"].load(vectors.digests)
     generator = np.random.default_rng(settings.seed)
-    lab = Lab(settings, engines, vectors, resident, generator, meter.tick)
+    spec = _spec("plugin", settings, vectors)
+    lab = Lab(settings, engines, spec, vectors, resident, generator, meter.tick)
     figures = []
     for name in names:
         meter.begin(name)
@@ -105,6 +109,8 @@ def _spec(kind: Kind, settings: Settings, vectors: Vectors) -> EngineSpec:
         "seed": settings.seed,
         "skip_tokenizer_init": True,
     }
+    if not settings.on_gpu:
+        extra["block_size"] = SMALL_BLOCK
     if settings.dummy:
         extra["load_format"] = "dummy"
     if settings.on_gpu or settings.memory is not None:

@@ -7,7 +7,7 @@ from taskvectors.bench.machine import has_gpu
 from taskvectors.checkpoint import CONFIG, read_json
 from taskvectors.errors import TaskVectorError
 
-SCENARIOS = ("memory", "decode", "prefill", "flat", "activation", "ttft")
+SCENARIOS = ("memory", "decode", "prefill", "flat", "activation", "ttft", "server")
 SEED = 3
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from outfitter.commands.console import count_progress, err, out
 from outfitter.commands.interference import check_outputs
 from outfitter.config import DTYPES, InvalidConfig
+from taskvectors.bench.engines import EngineFailed
 from taskvectors.bench.machine import write_result
 from taskvectors.bench.plot import write_png
 from taskvectors.bench.report import HEADS, rows, summary, to_json
@@ -80,14 +81,16 @@ def bench(
 def _run(settings: Settings) -> Outcome:
     with count_progress() as bar:
         task = bar.add_task("starting", total=None)
-        outcome = run(
-            settings,
-            lambda done, total, what: bar.update(
-                task, completed=done, total=total, description=what
-            ),
-        )
-    err.print(f"measured {len(outcome.figures)} figures", style="dim")
-    return outcome
+
+        def show(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        try:
+            return run(settings, show)
+        except EngineFailed as error:  # with the last lines that the engine printed
+            bar.stop()
+            err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
 
 
 def _table(outcome: Outcome) -> Table:
