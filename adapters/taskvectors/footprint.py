@@ -4,6 +4,7 @@ import math
 
 from taskvectors.delta import Delta, LowRankDelta, Shape, SparseDelta
 from taskvectors.format import FileHeader, ParameterSpec
+from taskvectors.kernels.choice import Kernels
 from taskvectors.packed import BF16, MOST, packed_bytes
 
 INDEX_BYTES = 4
@@ -12,6 +13,16 @@ PACKED = 0
 WHOLE_TABLES = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
 """Modules that a CPU does not pack, because tokens look single rows up."""
 STORED = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+def sparse_value_bytes(kernels: Kernels, device_type: str, width: int) -> int:
+    """Bytes of a resident sparse value in an engine whose own values have `width` bytes, or PACKED.
+
+    torch's sparse products on a CPU know no bfloat16.
+    """
+    if kernels == "cpu":
+        return PACKED
+    return 4 if (kernels, device_type) == ("torch", "cpu") else width
 
 
 def resident_bytes(header: FileHeader, value_bytes: int, sparse_value_bytes: int) -> int:

@@ -85,6 +85,16 @@ class Maker:
                 parts[parameter] = DenseDelta(deltas[parameter].numpy())
         return self._save(name, parts, deltas)
 
+    def dense(self, name: str, seed: int, size: float) -> Synthetic:
+        """Dense deltas of every parameter of the model."""
+        generator = _generator(seed)
+        deltas = {
+            parameter: torch.randn(shape, generator=generator) * size
+            for parameter, shape in self._shapes.items()
+        }
+        parts: dict[str, Delta] = {p: DenseDelta(delta.numpy()) for p, delta in deltas.items()}
+        return self._save(name, parts, deltas)
+
     def _sparse(
         self, parameter: str, size: float, generator: torch.Generator
     ) -> tuple[SparseDelta, Tensor]:

@@ -21,6 +21,9 @@ class SiteProducts(Protocol):
     def add_rows(self, site: int, y: Tensor, ids: Tensor) -> None:
         """y[t] += Σ_k C[t, k] · Δ_k[ids[t]]. y: [T, dim]; ids: [T]."""
 
+    def add_norm(self, site: int, y: Tensor, x: Tensor, eps: float) -> None:
+        """y[t] += Σ_k C[t, k] · normal(x[t]) ⊙ Δ_k. y, x: [T, dim] or [T, heads, dim]."""
+
 
 _ARENAS: "weakref.WeakValueDictionary[int, SiteProducts]" = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
@@ -60,3 +63,17 @@ def add_rows(y: Tensor, ids: Tensor, arena: int, site: int) -> None:
 def _(y: Tensor, ids: Tensor, arena: int, site: int) -> None:  # noqa: ARG001 (the operator's)
     assert y.dim() == 2
     assert ids.dim() == 1
+
+
+@torch.library.custom_op("taskvectors::add_norm", mutates_args=("y",))
+def add_norm(y: Tensor, x: Tensor, eps: float, arena: int, site: int) -> None:
+    """y[t] += Σ_k C[t, k] · x[t] / sqrt(mean(x[t]²) + eps) ⊙ Δ_k over the vectors of a norm.
+
+    y, x: [T, dim], [T · heads, dim] or [T, heads, dim], the last dimension contiguous.
+    """
+    _ARENAS[arena].add_norm(site, y, x, eps)
+
+
+@add_norm.register_fake
+def _(y: Tensor, x: Tensor, eps: float, arena: int, site: int) -> None:  # noqa: ARG001 (the operator's)
+    assert y.shape == x.shape

@@ -5,8 +5,9 @@ and never an address, so captured graphs stay right. All of it runs on the strea
 whose order keeps a kernel from reading what a later call overwrites.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 from taskvectors.errors import VectorLoadFailed
-from taskvectors.kernels import gpu_ops, triton_embedding
+from taskvectors.kernels import gpu_ops, triton_dense, triton_embedding
 from taskvectors.kernels.gpu_step import CoefficientRows, StepBuffers, StepLimits
 from taskvectors.kernels.torch_ops import SparseMatrix
+from taskvectors.kernels.triton_dense import DENSE_FIELDS, DenseSite
 from taskvectors.kernels.triton_low_rank import RANK_FIELDS, LowRankSite, add_low_rank
 from taskvectors.kernels.triton_sparse import (
     NARROW_WIDTH,
@@ -26,7 +28,16 @@ from taskvectors.kernels.triton_sparse import (
     SparseSite,
     add_sparse,
 )
+from taskvectors.vllm_plugin.arena_image import Entries, Image
+from taskvectors.vllm_plugin.deltas import PartTensor
 from taskvectors.vllm_plugin.extents import Extents, aligned
+
+RowKind = Literal["tokens", "samples"]
+
+COMPACTION_TIMEOUT_S = 60.0
+"""How long an installation waits for the pause between two steps."""
+MOVED_AT_ONCE = 64 << 20
+"""Bytes, of the copy through which an extent moves over its own end."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class SiteShape:
     parts: tuple[int, ...]
     width: int
     first_part: int
-    rows: Literal["tokens", "samples"] = "tokens"
+    rows: RowKind = "tokens"
 
     @property
     def out(self) -> int:
@@ -73,24 +84,32 @@ class RankPart:
 
 @dataclass(frozen=True, eq=False)
 class SiteDelta:
-    """One vector's part of one site; the sparse matrix covers all its parts."""
+    """One vector's part of one site; the sparse matrix covers all its parts.
+
+    matrices: dense deltas, [out of the part, in]. vectors: of a bias or norm, [out of the part].
+    """
 
     sparse: SparseMatrix | None = None
     ranks: tuple[RankPart, ...] = ()
+    matrices: tuple[PartTensor, ...] = ()
+    vectors: tuple[PartTensor, ...] = ()
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class _Resident:
-    """What a column holds: extents, and those of matrices that several sites share."""
+    """What a column holds: its entries in the three tables, and where its bytes are."""
 
-    extents: list[int] = field(default_factory=list)
-    shared: dict[int, int] = field(default_factory=dict)
+    entries: tuple[Entries, Entries, Entries]
+    start: int | None
 
 
 class DeltaArena:
     """Resident vectors of all sites on one device, in the dtype of the engine.
 
-    number: how the operators of `gpu_ops` name it.
+    number: how the operators of `gpu_ops` name it. is_idle: the step has no loadout, so operators
+    launch nothing; a graph captured so is the variant without loadouts, as in vLLM's own LoRA.
+    poison_row: rows of a head that have it become NaN. compacts_between_steps: an installation
+    that needs compaction waits until `between_steps` is called by the thread that runs the steps.
     """
 
     def __init__(
@@ -100,20 +119,28 @@ class DeltaArena:
         limits: ArenaLimits,
         dtype: torch.dtype,
         device: torch.device,
+        poison_row: int | None = None,
     ) -> None:
         self._shapes, self._limits, self._dtype = tuple(sites), limits, dtype
         self._columns, columns = dict[int, _Resident](), step_limits.columns
         self.coefficients = CoefficientRows(step_limits, device)
         self.steps = {rows: StepBuffers(step_limits, device) for rows in ("tokens", "samples")}
         self.extents = Extents(limits.capacity)
+        self.is_idle, self.compacts_between_steps = True, False
+        self._poison_row = poison_row
+        self._asked, self._compacted = threading.Event(), threading.Event()
+        self._tokens_seen = 0
         self._data = torch.zeros(self.extents.capacity, dtype=torch.uint8, device=device)
-        self._sparse_table = torch.zeros(
-            len(sites), columns, SPARSE_FIELDS, dtype=torch.int64, device=device
-        )
         self._first = np.cumsum([0, *(len(site.parts) for site in sites)]).tolist()
-        self._rank_table = torch.zeros(
-            self._first[-1], columns, RANK_FIELDS, dtype=torch.int64, device=device
-        )
+        shapes = [
+            (len(sites), SPARSE_FIELDS),
+            (self._first[-1], RANK_FIELDS),
+            (self._first[-1], DENSE_FIELDS),
+        ]
+        self._tables = [
+            torch.zeros(num, columns, fields, dtype=torch.int64, device=device)
+            for num, fields in shapes
+        ]
         width, parts = max(s.width for s in sites), max(len(s.parts) for s in sites)
         most = max(s.out for s in sites) * step_limits.pairs
         sums = torch.empty(min(most, limits.sum_bytes // 4), device=device)
@@ -124,75 +151,147 @@ class DeltaArena:
         self._hidden = torch.empty(shape, dtype=dtype, device=device)
         self._sparse = [self._sparse_site(i, device) for i in range(len(sites))]
         self._low_rank = [self._low_rank_site(i) for i in range(len(sites))]
+        self._dense = [self._dense_site(i) for i in range(len(sites))]
         self.number = gpu_ops.register(self)
 
     def add(self, site: int, y: Tensor, x: Tensor) -> None:
         """y[t] += Σ_k C[t, k] · Δ_k x[t] at `site`. y: [T, ≥ out]; x: [T, in]."""
-        step = self.steps[self._shapes[site].rows]
+        rows = self._shapes[site].rows
+        if rows == "tokens":
+            self._tokens_seen = len(x)
+        if self.is_idle:
+            return
+        step = self.steps[rows]
         add_low_rank(y, x, self._low_rank[site], step, self.coefficients, self._hidden)
         add_sparse(y, x, self._sparse[site], step, self.coefficients, self._scratch)
+        triton_dense.add_dense(y, x, self._dense[site], step, self.coefficients)
+        if rows == "samples" and self._poison_row is not None:
+            poisoned = step.token_row[: len(y)] == self._poison_row
+            y.masked_fill_(poisoned[:, None], float("nan"))
 
     def add_rows(self, site: int, y: Tensor, ids: Tensor) -> None:
         """y[t] += Σ_k C[t, k] · Δ_k[ids[t]] at an embedding. y: [T, dim]; ids: [T]."""
+        self._tokens_seen = len(ids)
+        if self.is_idle:
+            return
         step, sparse = self.steps[self._shapes[site].rows], self._sparse[site]
         triton_embedding.add_rows(y, ids, sparse, self._low_rank[site], step, self.coefficients)
+        triton_dense.add_dense_rows(y, ids, self._dense[site], step, self.coefficients)
+
+    def add_norm(self, site: int, y: Tensor, x: Tensor, eps: float) -> None:
+        """y[t] += Σ_k C[t, k] · normal(x[t]) ⊙ Δ_k at a norm.
+
+        y, x: [T, heads, dim]; or [T · heads, dim], where T is what the last layer saw.
+        """
+        if self.is_idle or not x.numel():
+            return
+        if x.dim() == 2:
+            heads, remainder = divmod(len(x), self._tokens_seen or len(x))
+            assert remainder == 0, f"{len(x)} rows of a norm for {self._tokens_seen} tokens"
+            y, x = (t.view(-1, heads, t.shape[-1]) for t in (y, x))
+        step = self.steps[self._shapes[site].rows]
+        triton_dense.add_norm(y, x, eps, self._dense[site], step, self.coefficients)
 
     def write_step(self, tokens: npt.NDArray[np.int64], samples: npt.NDArray[np.int64]) -> None:
-        """Plan a step: the coefficient row of each token, and of each row that the head sees."""
+        """Plan a step: the coefficient row of each token, and of each row that the head sees.
+
+        An idle step is written too: a graph with loadouts may be replayed for it.
+        """
         self.steps["tokens"].write(tokens, self.coefficients)
+        self.write_samples(samples)
+        self.is_idle = not (tokens.any() or samples.any())
+
+    def write_samples(self, samples: npt.NDArray[np.int64]) -> None:
+        """The coefficient row of each row that the head sees next."""
         self.steps["samples"].write(samples, self.coefficients)
 
     def install(self, column: int, deltas: Mapping[int, SiteDelta]) -> None:
-        """Copy a vector's deltas, by site, into a free column. Raises VectorLoadFailed."""
+        """Copy a vector's deltas, by site, into a free column. Raises VectorLoadFailed.
+
+        No running step reads what this writes: free bytes, then entries that no row has weights
+        for. So it may be called by another thread than the steps'.
+        """
         assert column not in self._columns, f"column {column} is taken"
-        resident = self._columns[column] = _Resident()
-        sparse = torch.zeros(self._sparse_table[:, column].shape, dtype=torch.int64)
-        ranks = torch.zeros(self._rank_table[:, column].shape, dtype=torch.int64)
-        try:
-            for site, delta in deltas.items():
-                if delta.sparse is not None:
-                    sparse[site] = self._place_sparse(site, delta.sparse, resident)
-                for part in delta.ranks:
-                    ranks[self._first[site] + part.part] = self._place_ranks(site, part, resident)
-        except VectorLoadFailed:
-            self.remove(column)
-            raise
-        # Last: a column without entries is passed over.
-        self._sparse_table[:, column].copy_(sparse)
-        self._rank_table[:, column].copy_(ranks)
+        image = Image()
+        entries = tuple(Entries.empty(table.shape[0], table.shape[2]) for table in self._tables)
+        sparse, ranks, dense = entries
+        for site, delta in deltas.items():
+            if delta.sparse is not None:
+                self._place_sparse(site, delta.sparse, image, sparse)
+            for part in delta.ranks:
+                self._place_ranks(site, part, image, ranks)
+            for field, tensors in ((0, delta.matrices), (2, delta.vectors)):
+                for tensor in tensors:
+                    self._place_dense(site, tensor, image, dense, field)
+        start = self._take(image.nbytes) if image.nbytes else None
+        if start is not None:
+            image.write(self._data[start : start + image.nbytes])
+        resident = self._columns[column] = _Resident((sparse, ranks, dense), start)
+        self._write_entries(column, resident)  # Last: a column without entries is passed over.
 
     def remove(self, column: int) -> None:
         """Free a column; no row may have a weight for it any more."""
-        self._sparse_table[:, column].zero_()
-        self._rank_table[:, column].zero_()
-        for start in self._columns.pop(column).extents:
+        for table in self._tables:
+            table[:, column].zero_()
+        start = self._columns.pop(column).start
+        if start is not None:
             self.extents.free(start)
+
+    def between_steps(self) -> None:
+        """Compact if an installation waits for it; called by the thread that runs the steps."""
+        if self._asked.is_set():
+            self._asked.clear()
+            self.compact()
+            self._compacted.set()
+
+    def compact(self) -> None:
+        """Make one hole of all that is free; on the stream of the steps, between two of them."""
+        moved = {}
+        for source, target, size in self.extents.compact():
+            moved[source] = target
+            for at in range(0, size if source != target else 0, MOVED_AT_ONCE):
+                here = min(MOVED_AT_ONCE, size - at)
+                chunk = self._data[source + at : source + at + here].clone()
+                self._data[target + at : target + at + here].copy_(chunk)
+        for column, resident in self._columns.items():
+            if resident.start is not None and moved[resident.start] != resident.start:
+                self._columns[column] = _Resident(resident.entries, moved[resident.start])
+                self._write_entries(column, self._columns[column])
 
     def addresses(self) -> list[int]:
         """Of every buffer that a kernel reads; they never change."""
         steps = [step.token_row for step in self.steps.values()]
-        tables = [self._sparse_table, self._rank_table, self.coefficients.weights]
         scratch = [self._scratch.sums, self._scratch.x, self._hidden]
-        return [buffer.data_ptr() for buffer in (self._data, *steps, *tables, *scratch)]
+        buffers = [self._data, *steps, *self._tables, self.coefficients.weights, *scratch]
+        return [buffer.data_ptr() for buffer in buffers]
 
-    def _place_sparse(self, site: int, matrix: SparseMatrix, resident: _Resident) -> Tensor:
+    def _write_entries(self, column: int, resident: _Resident) -> None:
+        for table, entries in zip(self._tables, resident.entries, strict=True):
+            table[:, column].copy_(entries.placed(resident.start or 0))
+
+    def _take(self, nbytes: int) -> int:
+        """Raises VectorLoadFailed."""
+        if self.extents.num_free >= aligned(nbytes) > self.extents.largest_hole:
+            if self.compacts_between_steps:
+                self._compacted.clear()
+                self._asked.set()
+                self._compacted.wait(COMPACTION_TIMEOUT_S)
+            else:
+                self.compact()
+        return self.extents.take(nbytes)
+
+    def _place_sparse(
+        self, site: int, matrix: SparseMatrix, image: Image, entries: Entries
+    ) -> None:
         shape, known = self._shapes[site], self._sparse[site]
         assert matrix.shape == (shape.out, shape.width)
-        sizes = sparse_sizes(matrix.shape, len(matrix.col), self._dtype.itemsize)
-        start = resident.shared.get(id(matrix))
-        if start is None:
-            start = self._take(sum(sizes), resident)
-            col_at, val_at = start + sizes[0], start + sizes[0] + sizes[1]
-            _write(known.crow, start, matrix.crow)
-            # To 16 bits by way of bits: 65535 is −1 there.
-            _write(known.col, col_at, matrix.col.to(known.col.dtype))
-            _write(known.val, val_at, matrix.val)
-            resident.shared[id(matrix)] = start
-        at = np.cumsum([start, sizes[0], sizes[1]]) // [4, known.col.itemsize, known.val.itemsize]
-        return torch.tensor([*at.tolist(), 1])
+        pairs = ((matrix.crow, known.crow), (matrix.col, known.col), (matrix.val, known.val))
+        for field, (array, like) in enumerate(pairs):
+            entries.set_place(site, field, image.add(array, like.dtype), like.itemsize)
+        entries.values[site, -1] = 1
 
-    def _place_ranks(self, site: int, part: RankPart, resident: _Resident) -> Tensor:
-        shape, rank = self._shapes[site], len(part.a)
+    def _place_ranks(self, site: int, part: RankPart, image: Image, entries: Entries) -> None:
+        shape, rank, row = self._shapes[site], len(part.a), self._first[site] + part.part
         assert part.a.shape == (rank, shape.width)
         assert part.b.shape == (rank, shape.parts[part.part])
         if rank > self._limits.max_rank:
@@ -200,22 +299,26 @@ class DeltaArena:
                 f"a low-rank delta of rank {rank}; at most {self._limits.max_rank} is served:"
                 " raise max_rank"
             )
-        sizes = [aligned(matrix.numel() * self._dtype.itemsize) for matrix in (part.a, part.b)]
-        start, data = self._take(sum(sizes), resident), self._low_rank[site].data
-        for at, matrix in ((start, part.a), (start + sizes[0], part.b)):
-            _write(data, at, matrix.reshape(-1))
-        return torch.tensor([start // data.itemsize, (start + sizes[0]) // data.itemsize, rank])
+        for field, matrix in enumerate((part.a, part.b)):
+            entries.set_place(row, field, image.add(matrix, self._dtype), self._dtype.itemsize)
+        entries.values[row, -1] = rank
 
-    def _take(self, nbytes: int, resident: _Resident) -> int:
-        resident.extents.append(self.extents.take(nbytes))
-        return resident.extents[-1]
+    def _place_dense(
+        self, site: int, tensor: PartTensor, image: Image, entries: Entries, field: int
+    ) -> None:
+        shape, row = self._shapes[site], self._first[site] + tensor.part
+        rows = shape.parts[tensor.part]
+        assert tensor.value.shape == ((rows, shape.width) if field == 0 else (rows,))
+        at = image.add(tensor.value, self._dtype)
+        entries.set_place(row, field, at, self._dtype.itemsize)
+        entries.values[row, field + 1] = 1
 
     def _sparse_site(self, site: int, device: torch.device) -> SparseSite:
         shape = self._shapes[site]
         starts = np.cumsum([0, *shape.parts]).astype(np.int32)
         return SparseSite(
             (shape.out, shape.width),
-            self._sparse_table[site],
+            self._tables[0][site],
             self._data.view(torch.int32),
             self._data.view(torch.int16 if shape.width <= NARROW_WIDTH else torch.int32),
             self._data.view(self._dtype),
@@ -225,20 +328,18 @@ class DeltaArena:
 
     def _low_rank_site(self, site: int) -> LowRankSite:
         shape, sparse = self._shapes[site], self._sparse[site]
-        table = self._rank_table[self._first[site] : self._first[site + 1]]
-        most = max(shape.parts)
-        starts = sparse.part_start
+        table = self._tables[1][self._first[site] : self._first[site + 1]]
+        most, starts = max(shape.parts), sparse.part_start
         return LowRankSite(sparse.shape, table, sparse.val, starts, most, shape.first_part)
+
+    def _dense_site(self, site: int) -> DenseSite:
+        shape, sparse = self._shapes[site], self._sparse[site]
+        table = self._tables[2][self._first[site] : self._first[site + 1]]
+        most, starts = max(shape.parts), sparse.part_start
+        return DenseSite(sparse.shape, table, sparse.val, starts, most, shape.first_part)
 
 
 def sparse_sizes(shape: tuple[int, int], nnz: int, value_bytes: int) -> tuple[int, int, int]:
     """Bytes of the row offsets, columns and values of a sparse matrix in an arena."""
     column_bytes = 2 if shape[1] <= NARROW_WIDTH else 4
     return aligned(4 * (shape[0] + 1)), aligned(column_bytes * nnz), aligned(value_bytes * nnz)
-
-
-def _write(buffer: Tensor, start: int, values: Tensor) -> None:
-    """Copy `values` to byte `start` of `buffer`."""
-    assert start % buffer.itemsize == 0
-    at = start // buffer.itemsize
-    buffer[at : at + len(values)].copy_(values)

@@ -151,6 +151,10 @@ class CoefficientTable:
         self._weights[row] = 0
         self._by_part.pop(row, None)
 
+    def weights(self, row: int) -> Tensor:
+        """[P or 1, K]: row `row`, for all parts at once unless it has weights per part."""
+        return self._by_part.get(row, self._weights[row][None])
+
     def gather(self, rows: npt.NDArray[np.int64], device: torch.device) -> StepCoefficients | None:
         """The coefficients of a step whose rows have table rows `rows` [T]; None for the base."""
         distinct, inverse = np.unique(rows, return_inverse=True)

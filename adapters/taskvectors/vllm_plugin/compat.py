@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from taskvectors.errors import UnsupportedEngine
+from taskvectors.kernels.choice import Kernels
 
 WORKER_APPLY = "taskvectors_apply"
 WORKER_STATUS = "taskvectors_status"
@@ -48,8 +49,12 @@ def install(create: Callable[[Any, torch.device], Any | None]) -> None:
     _bound_metric_labels()
 
 
-def check_engine(vllm_config: Any) -> None:
-    """Raise UnsupportedEngine for a configuration whose answers would be wrong."""
+def check_engine(vllm_config: Any, kernels: Kernels) -> None:
+    """Raise UnsupportedEngine for a configuration whose answers would be wrong.
+
+    Triton's kernels are operators over fixed addresses, so they may be compiled and captured, and
+    run under the V2 model runner; that has been read in vLLM 0.32 and not run.
+    """
     parallel = vllm_config.parallel_config
     for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
         size = getattr(parallel, name, 1)
@@ -61,18 +66,39 @@ def check_engine(vllm_config: Any) -> None:
         "speculative decoding": vllm_config.speculative_config is not None,
         "--enable-prompt-embeds": getattr(vllm_config.model_config, "enable_prompt_embeds", False),
         "a multimodal model": vllm_config.model_config.is_multimodal_model,
-        "vLLM's V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)": getattr(
-            vllm_config, "use_v2_model_runner", False
-        ),
+        "vLLM's V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)": kernels != "triton"
+        and getattr(vllm_config, "use_v2_model_runner", False),
     }
     for what, is_used in unsupported.items():
         if is_used:
             raise UnsupportedEngine(f"{what} does not work with task vectors yet")
-    compilation = vllm_config.compilation_config
+    if kernels != "triton":
+        _check_eager(vllm_config.compilation_config)
+
+
+def _check_eager(compilation: Any) -> None:
     mode = getattr(compilation.mode, "name", compilation.mode)
     if str(mode) not in ("NONE", "0", "None"):
         raise UnsupportedEngine(
             f"compilation mode {mode} does not see task vectors; start with --enforce-eager"
+        )
+
+
+def max_step_tokens(vllm_config: Any) -> int:
+    """Most tokens of a step, with what a captured graph pads it to."""
+    captured = getattr(vllm_config.compilation_config, "max_cudagraph_capture_size", None) or 0
+    scheduler = vllm_config.scheduler_config
+    return int(max(scheduler.max_num_batched_tokens, scheduler.max_num_seqs, captured))
+
+
+def check_device_memory(device: torch.device, nbytes: int) -> None:
+    """Raise UnsupportedEngine when CUDA has less than `nbytes` free."""
+    if device.type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    if nbytes > free:
+        raise UnsupportedEngine(
+            f"pool_bytes asks for {nbytes} bytes on the device, and {free} are free: lower it"
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from taskvectors.errors import UnsupportedEngine
+from taskvectors.kernels.choice import KERNELS
 from taskvectors.store.settings import TIERS, TierSettings
 
 KEY = "task_vectors"
@@ -16,6 +17,8 @@ _INTEGERS: Mapping[str, int] = {
     "max_waiting": 0,
     "composed_bytes": 1,
     "compose_memory_bytes": 1,
+    "max_rank": 1,
+    "max_mixed": 1,
 }
 """The least value of each."""
 _TIER_INTEGERS: Mapping[str, int] = {"memory_bytes": 0, "redis_bytes": 1, "redis_ttl_s": 1}
@@ -34,6 +37,8 @@ class PluginConfig:
     composed_bytes: budget for composed loadouts in the store.
     compose_memory_bytes: most memory of a process that composes.
     compose_timeout_s: how long a composition may take, and how long it may wait for its turn.
+    kernels: auto, cpu, triton or torch; see `kernel_choice`.
+    max_rank, max_mixed: for Triton, the highest rank of a vector, and most vectors of a loadout.
     tiers: where files come from; their URLs come from the environment.
     """
 
@@ -46,6 +51,9 @@ class PluginConfig:
     composed_bytes: int = 8 << 30
     compose_memory_bytes: int = 8 << 30
     compose_timeout_s: float = 300.0
+    kernels: str = "auto"
+    max_rank: int = 64
+    max_mixed: int = 16
     tiers: TierSettings = field(default_factory=TierSettings)
 
     @classmethod
@@ -78,6 +86,10 @@ class PluginConfig:
             _check_integer(f"tiers.{name}", getattr(self.tiers, name), least)
         for name in _SECONDS:
             _check_seconds(name, getattr(self, name))
+        if self.kernels not in KERNELS:
+            raise UnsupportedEngine(
+                f"additional_config.{KEY}.kernels must be one of {', '.join(KERNELS)}"
+            )
         _check_seconds("tiers.redis_timeout_s", self.tiers.redis_timeout_s)
         if not isinstance(self.tiers.redis_prefix, str):
             raise UnsupportedEngine(f"additional_config.{KEY}.tiers.redis_prefix must be a string")

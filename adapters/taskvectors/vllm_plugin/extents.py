@@ -45,6 +45,16 @@ class Extents:
             f" {self.largest_hole} in the largest hole; reserve a larger pool"
         )
 
+    def compact(self) -> list[tuple[int, int, int]]:
+        """Move all that is taken to the front: (from, to, bytes), in the order to move them."""
+        moves, end = [], 0
+        for start, size in sorted(self._taken.items()):
+            moves.append((start, end, size))
+            end += size
+        self._taken = {to: size for _, to, size in moves}
+        self._holes = [(end, self.capacity - end)] if end < self.capacity else []
+        return moves
+
     def free(self, start: int) -> None:
         """Give back what `take` answered with `start`."""
         size = self._taken.pop(start)

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from taskvectors.errors import InvalidLoadout, TaskVectorError
+from taskvectors.kernels.choice import chosen_kernels
 from taskvectors.kernels.cpu import warm_up
 from taskvectors.spec import Loadout
 from taskvectors.store.tiered import TieredFiles
 from taskvectors.vllm_plugin import compat
+from taskvectors.vllm_plugin.arena_layers import ArenaLayers
 from taskvectors.vllm_plugin.coefficients import CoefficientTable, WeightedColumn
 from taskvectors.vllm_plugin.config import PluginConfig
 from taskvectors.vllm_plugin.layers import StepState, hook
@@ -57,7 +59,8 @@ class TaskVectorManager:
     is_enabled = True
 
     def __init__(self, config: PluginConfig, vllm_config: Any, device: torch.device) -> None:
-        compat.check_engine(vllm_config)
+        self._kernels = chosen_kernels(config.kernels, device.type)
+        compat.check_engine(vllm_config, self._kernels)
         self._config = config
         self._vllm_config = vllm_config
         self._device = device
@@ -67,6 +70,7 @@ class TaskVectorManager:
         self._step_key: object = None
         self._version = 0
         self._state = StepState()
+        self._arena: ArenaLayers | None = None
         self._files: TieredFiles
         self._prefetcher: Prefetcher
         self._pool: ResidentPool
@@ -78,9 +82,12 @@ class TaskVectorManager:
         dtype = compat.hidden_dtype(self._vllm_config)
         compat.check_model(model, dtype)
         index = SiteIndex(model, compat.is_tied(self._vllm_config))
-        for site in index.sites:
-            hook(site, self._state)
-        if self._device.type == "cpu":
+        if self._kernels == "triton":
+            self._arena = self._arena_layers(index, dtype)
+        else:
+            for site in index.sites:
+                hook(site, self._state)
+        if self._kernels == "cpu":
             warm_up(dtype)
         self._files = TieredFiles(
             self._config.store,
@@ -89,14 +96,26 @@ class TaskVectorManager:
             allocate=pinned_pages if self._device.type == "cuda" else None,
         )
         self._prefetcher = Prefetcher(self._files)
-        stager = Stager(index, self._device, dtype)
-        self._pool = ResidentPool(self._files, stager, self._config.base_fingerprint)
+        self._pool = ResidentPool(
+            self._files, self._stager(index, dtype), self._config.base_fingerprint, self._arena
+        )
         self._table = CoefficientTable(self._num_slots + 1, self._config.max_vectors, index.parts)
         self._promotion = Promotion(
             ResidentWeights(index), self._files, self._config.base_fingerprint
         )
         logger.info("task vectors: %d layers hooked, %d slots", len(index.sites), self._num_slots)
         return model
+
+    def _arena_layers(self, index: SiteIndex, dtype: torch.dtype) -> ArenaLayers:
+        """Slots, the base's row and the poisoned one."""
+        rows, tokens = self._num_slots + 2, compat.max_step_tokens(self._vllm_config)
+        return ArenaLayers(index, self._config, rows, tokens, dtype, self._device)
+
+    def _stager(self, index: SiteIndex, dtype: torch.dtype) -> Stager:
+        """An arena copies from the host."""
+        if self._kernels == "triton":
+            return Stager(index, torch.device("cpu"), dtype, packs=False, sparse_dtype=dtype)
+        return Stager(index, self._device, dtype, packs=self._kernels == "cpu")
 
     # The pool, by order of the API server's ledger.
 
@@ -109,6 +128,8 @@ class TaskVectorManager:
 
     def status(self) -> dict[str, str]:
         """The state of every vector that was asked for; see the pool's words for them."""
+        if self._arena is not None:
+            self._arena.arena.between_steps()
         return self._pool.status()
 
     def prefetch(self, digests: list[str]) -> None:
@@ -164,16 +185,30 @@ class TaskVectorManager:
         if mapping is None:
             return
         key = (mapping.index_mapping, mapping.prompt_mapping, self._version)
+        if self._arena is not None:
+            self._arena.arena.between_steps()
         if key != self._step_key:
-            self._state.tokens = self._gather(mapping.index_mapping)
-            self._state.samples = self._gather(mapping.prompt_mapping)
+            self._plan(mapping)
             self._step_key = key
         if self._device.type == "cuda":
-            self._pool.stream = torch.cuda.current_stream()
+            owner = self._pool if self._arena is None else self._arena
+            owner.stream = torch.cuda.current_stream()
+
+    def _plan(self, mapping: Any) -> None:
+        tokens, samples = mapping.index_mapping, mapping.prompt_mapping
+        if self._arena is None:
+            self._state.tokens, self._state.samples = self._gather(tokens), self._gather(samples)
+            return
+        ids = (np.asarray(mapped, dtype=np.int64) for mapped in (tokens, samples))
+        self._arena.write_step(*(self._rows(mapped) for mapped in ids))
 
     @contextlib.contextmanager
     def prompt_positions(self, hidden_states: Tensor) -> Iterator[None]:
         """While open, the head is applied to slices of `hidden_states`, not to sampled rows."""
+        if self._arena is not None:
+            with self._arena.prompt_positions(hidden_states):
+                yield
+            return
         self._state.prompt_hidden = hidden_states
         try:
             yield
@@ -198,10 +233,18 @@ class TaskVectorManager:
         if len(vectors) < len(columns):  # the API server admits nothing before it is ready
             logger.error("%s is not served: a vector is not resident", request.lora_name)
             return
+        if self._arena is not None and len(vectors) > self._arena.max_mixed:
+            logger.error(
+                "%s is not served: it mixes %d vectors; at most max_mixed = %d",
+                request.lora_name, len(vectors), self._arena.max_mixed,
+            )  # fmt: skip
+            return
         row = self._slots.assign(request.lora_int_id, busy)
         self._loadouts = {i: held for i, held in self._loadouts.items() if i in self._slots}
         self._loadouts[request.lora_int_id] = loadout
         self._table.write(row, vectors)
+        if self._arena is not None:
+            self._arena.arena.coefficients.write(row, self._table.weights(row))
         self._version += 1
 
     def _gather(self, loadout_ids: Sequence[int]) -> Any:
@@ -221,8 +264,13 @@ class TaskVectorManager:
         row = self._slots.release(loadout_id)
         self._loadouts.pop(loadout_id, None)
         if row is not None:
-            self._table.clear(row)
-            self._version += 1
+            self._clear(row)
+
+    def _clear(self, row: int) -> None:
+        self._table.clear(row)
+        if self._arena is not None:
+            self._arena.arena.coefficients.clear(row)
+        self._version += 1
 
     # The rest of vLLM's LoRA manager.
 
@@ -263,8 +311,7 @@ class TaskVectorManager:
     def add_dummy_lora(self, request: Any, rank: int) -> bool:  # noqa: ARG002 (vLLM's keyword)
         """Take a slot with all weights zero."""
         if self._slots.row(request.lora_int_id) is None:
-            self._table.clear(self._slots.assign(request.lora_int_id, busy=()))
-            self._version += 1
+            self._clear(self._slots.assign(request.lora_int_id, busy=()))
         return True
 
     def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:

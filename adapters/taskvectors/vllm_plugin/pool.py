@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -19,7 +19,7 @@ from taskvectors.errors import TaskVectorError, TierUnavailable, VectorNotFound
 from taskvectors.format import VectorReader, check_against_base, read_vector
 from taskvectors.store.tiered import TieredFiles
 from taskvectors.vllm_plugin.sites import Site
-from taskvectors.vllm_plugin.staging import Stager
+from taskvectors.vllm_plugin.staging import Staged, Stager
 
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
 
@@ -43,14 +43,47 @@ class Order:
     __hash__ = object.__hash__
 
 
+class Residence(Protocol):
+    """Where staged vectors go; called by the loader thread."""
+
+    def install(self, column: int, staged: Staged) -> None:
+        """Make a staged vector ready for steps. Raises VectorLoadFailed; then nothing is kept."""
+
+    def remove(self, column: int) -> None:
+        """Forget a vector that was installed."""
+
+
+class LayerDeltas:
+    """The residence beside the layers: each site holds its own deltas."""
+
+    def __init__(self) -> None:
+        self._sites: dict[int, list[Site]] = {}
+
+    def install(self, column: int, staged: Staged) -> None:
+        """Hand each site its part."""
+        self._sites[column] = [site for site, _ in staged]
+        for site, deltas in staged:
+            site.deltas = site.deltas.with_vector(column, deltas)
+
+    def remove(self, column: int) -> None:
+        """Take it back from each."""
+        for site in self._sites.pop(column, []):
+            site.deltas = site.deltas.without_vector(column)
+
+
 class ResidentPool:
     """Resident vectors by digest; `status` tells the state of each.
 
-    base_fingerprint: vectors of another base are refused; None accepts all.
+    base_fingerprint: vectors of another base are refused; None accepts all. residence: where
+    vectors go; by default the layers.
     """
 
     def __init__(
-        self, files: TieredFiles, stager: Stager, base_fingerprint: str | None = None
+        self,
+        files: TieredFiles,
+        stager: Stager,
+        base_fingerprint: str | None = None,
+        residence: Residence | None = None,
     ) -> None:
         self._files = files
         self._stager = stager
@@ -58,7 +91,8 @@ class ResidentPool:
         self.num_loads, self.load_seconds = 0, 0.0
         self._orders: dict[str, Order] = {}
         self._status: dict[str, str] = {}
-        self._sites: dict[Order, list[Site]] = {}
+        self._residence = residence or LayerDeltas()
+        self._installed: set[Order] = set()
         self._jobs: queue.SimpleQueue[tuple[Callable[[Order], None], Order]] = queue.SimpleQueue()
         self.stream: Any = None
         threading.Thread(target=self._work, name="taskvectors-loader", daemon=True).start()
@@ -110,9 +144,8 @@ class ResidentPool:
                 _check_room(order, self._stager.nbytes(reader.header))
             vector = read_vector(data)
             staged = self._stager.stage(vector, order.column)
-            self._sites[order] = [site for site, _ in staged]
-            for site, deltas in staged:
-                site.deltas = site.deltas.with_vector(order.column, deltas)
+            self._residence.install(order.column, staged)
+            self._installed.add(order)
         except Exception:
             self._uninstall(order)
             raise
@@ -121,8 +154,9 @@ class ResidentPool:
         self._finish(order, READY)
 
     def _uninstall(self, order: Order) -> None:
-        for site in self._sites.pop(order, []):
-            site.deltas = site.deltas.without_vector(order.column)
+        if order in self._installed:
+            self._installed.remove(order)
+            self._residence.remove(order.column)
 
     def _on_stream(self) -> contextlib.AbstractContextManager[Any]:
         """Order copies with the steps' kernels on a GPU: one stream, so no use after free."""

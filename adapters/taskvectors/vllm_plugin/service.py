@@ -17,7 +17,8 @@ from taskvectors.errors import (
     VectorLoadFailed,
     VectorNotFound,
 )
-from taskvectors.footprint import PACKED
+from taskvectors.footprint import sparse_value_bytes
+from taskvectors.kernels.choice import chosen_kernels
 from taskvectors.spec import Loadout
 from taskvectors.store.tiered import TieredFiles
 from taskvectors.vllm_plugin import compat
@@ -47,8 +48,9 @@ class LoadoutService:
                 f"start vLLM with --enable-lora and '{KEY}' in --additional-config"
             )
         width = compat.hidden_dtype(engine.vllm_config).itemsize
-        on_cpu = engine.vllm_config.device_config.device_type == "cpu"
-        sparse_width = PACKED if on_cpu else width
+        device_type = engine.vllm_config.device_config.device_type
+        kernels = chosen_kernels(config.kernels, device_type)
+        sparse_width = sparse_value_bytes(kernels, device_type, width)
         model = str(engine.vllm_config.model_config.model)
         compose = ChildProcess(
             config,

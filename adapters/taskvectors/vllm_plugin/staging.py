@@ -29,7 +29,8 @@ class Stager:
     dtype: the engine's own, which low-rank and dense deltas take. On a CPU the deltas of a linear
     layer keep the file's width, packed; a sparse one of an embedding is float32, as torch's sparse
     products know no bfloat16.
-    packs: whether linear layers are packed; by default on a CPU.
+    packs: whether linear layers are packed; by default on a CPU. sparse_dtype: of sparse values
+    that are not packed; by default as said above.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class Stager:
         dtype: torch.dtype,
         *,
         packs: bool | None = None,
+        sparse_dtype: torch.dtype | None = None,
     ) -> None:
         self._index = index
         self._device = device
         self._dtype = dtype
         self._packs = device.type == "cpu" if packs is None else packs
-        self._sparse_dtype = torch.float32 if device.type == "cpu" else dtype
+        wide = torch.float32 if device.type == "cpu" else dtype
+        self._sparse_dtype = sparse_dtype or wide
 
     def nbytes(self, header: FileHeader) -> int:
         """The device bytes of a vector; see the footprint."""

@@ -1,0 +1,28 @@
+"""Which kernels an engine's layers use."""
+
+import os
+from typing import Literal, cast
+
+from taskvectors.errors import UnsupportedEngine
+
+Kernels = Literal["cpu", "triton", "torch"]
+KERNELS = ("auto", "cpu", "triton", "torch")
+
+
+def chosen_kernels(asked: str, device_type: str) -> Kernels:
+    """`auto`: compiled ones on a CPU, Triton's on CUDA, torch's own operators elsewhere.
+
+    Raises UnsupportedEngine where what was asked for does not run on `device_type`. On a CPU
+    Triton runs only in its interpreter, which is for tests.
+    """
+    if asked == "auto":
+        return cast(Kernels, {"cpu": "cpu", "cuda": "triton"}.get(device_type, "torch"))
+    is_interpreted = device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if asked == "triton" and device_type != "cuda" and not is_interpreted:
+        raise UnsupportedEngine(
+            f"kernels 'triton' need CUDA, not {device_type}; for tests on a CPU, start with"
+            " TRITON_INTERPRET=1"
+        )
+    if asked == "cpu" and device_type != "cpu":
+        raise UnsupportedEngine(f"kernels 'cpu' need a CPU, not {device_type}")
+    return cast(Kernels, asked)
