@@ -4,7 +4,7 @@ import math
 
 from taskvectors.delta import Delta, LowRankDelta, Shape, SparseDelta
 from taskvectors.format import FileHeader, ParameterSpec
-from taskvectors.kernels.choice import Kernels
+from taskvectors.kernel_choice import Kernels
 from taskvectors.packed import BF16, MOST, packed_bytes
 
 INDEX_BYTES = 4

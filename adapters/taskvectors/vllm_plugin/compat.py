@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from taskvectors.errors import UnsupportedEngine
-from taskvectors.kernels.choice import Kernels
+from taskvectors.kernel_choice import Kernels
 
 WORKER_APPLY = "taskvectors_apply"
 WORKER_STATUS = "taskvectors_status"

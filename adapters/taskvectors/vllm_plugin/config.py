@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from taskvectors.errors import UnsupportedEngine
-from taskvectors.kernels.choice import KERNELS
+from taskvectors.kernel_choice import KERNELS
 from taskvectors.store.settings import TIERS, TierSettings
 
 KEY = "task_vectors"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from taskvectors.errors import InvalidLoadout, TaskVectorError
-from taskvectors.kernels.choice import chosen_kernels
+from taskvectors.kernel_choice import chosen_kernels
 from taskvectors.kernels.cpu import warm_up
 from taskvectors.spec import Loadout
 from taskvectors.store.tiered import TieredFiles

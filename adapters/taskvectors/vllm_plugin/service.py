@@ -18,7 +18,7 @@ from taskvectors.errors import (
     VectorNotFound,
 )
 from taskvectors.footprint import sparse_value_bytes
-from taskvectors.kernels.choice import chosen_kernels
+from taskvectors.kernel_choice import chosen_kernels
 from taskvectors.spec import Loadout
 from taskvectors.store.tiered import TieredFiles
 from taskvectors.vllm_plugin import compat

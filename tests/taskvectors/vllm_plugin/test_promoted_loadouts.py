@@ -30,6 +30,7 @@ def manager_with(promoted: Loadout) -> TaskVectorManager:
     manager._pool = SimpleNamespace(column=COLUMNS.get)
     manager._promotion = SimpleNamespace(items=promoted.items)
     manager._device = torch.device("cpu")
+    manager._arena = None
     assert isinstance(manager, TaskVectorManager)
     return manager
 
