@@ -10,13 +10,13 @@ KERNELS = ("auto", "cpu", "triton", "torch")
 
 
 def chosen_kernels(asked: str, device_type: str) -> Kernels:
-    """`auto`: compiled ones on a CPU, Triton's on CUDA, torch's own operators elsewhere.
+    """`auto`: compiled ones on a CPU, torch's own operators elsewhere.
 
-    Raises UnsupportedEngine where what was asked for does not run on `device_type`. On a CPU
+    Triton's have not run on CUDA yet, so they are served only where they are asked for. Raises UnsupportedEngine where what was asked for does not run on `device_type`. On a CPU
     Triton runs only in its interpreter, which is for tests.
     """
     if asked == "auto":
-        return cast(Kernels, {"cpu": "cpu", "cuda": "triton"}.get(device_type, "torch"))
+        return "cpu" if device_type == "cpu" else "torch"
     is_interpreted = device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if asked == "triton" and device_type != "cuda" and not is_interpreted:
         raise UnsupportedEngine(

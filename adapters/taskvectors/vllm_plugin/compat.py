@@ -52,8 +52,8 @@ def install(create: Callable[[Any, torch.device], Any | None]) -> None:
 def check_engine(vllm_config: Any, kernels: Kernels) -> None:
     """Raise UnsupportedEngine for a configuration whose answers would be wrong.
 
-    Triton's kernels are operators over fixed addresses, so they may be compiled and captured, and
-    run under the V2 model runner; that has been read in vLLM 0.32 and not run.
+    Triton's kernels are operators over fixed addresses, so they may be compiled and captured: read
+    in vLLM 0.32, and not run. The V2 runner computes prompt logprobs where no hook sees it.
     """
     parallel = vllm_config.parallel_config
     for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
@@ -66,8 +66,9 @@ def check_engine(vllm_config: Any, kernels: Kernels) -> None:
         "speculative decoding": vllm_config.speculative_config is not None,
         "--enable-prompt-embeds": getattr(vllm_config.model_config, "enable_prompt_embeds", False),
         "a multimodal model": vllm_config.model_config.is_multimodal_model,
-        "vLLM's V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)": kernels != "triton"
-        and getattr(vllm_config, "use_v2_model_runner", False),
+        "vLLM's V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)": getattr(
+            vllm_config, "use_v2_model_runner", False
+        ),
     }
     for what, is_used in unsupported.items():
         if is_used:
