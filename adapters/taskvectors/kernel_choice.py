@@ -12,8 +12,9 @@ KERNELS = ("auto", "cpu", "triton", "torch")
 def chosen_kernels(asked: str, device_type: str) -> Kernels:
     """`auto`: compiled ones on a CPU, torch's own operators elsewhere.
 
-    Triton's have not run on CUDA yet, so they are served only where they are asked for. Raises UnsupportedEngine where what was asked for does not run on `device_type`. On a CPU
-    Triton runs only in its interpreter, which is for tests.
+    Triton's have not run on CUDA yet, so they are served only where they are asked for; on a CPU
+    only in its interpreter, which is for tests. Raises UnsupportedEngine where what was asked for
+    does not run on `device_type`.
     """
     if asked == "auto":
         return "cpu" if device_type == "cpu" else "torch"
