@@ -11,6 +11,7 @@ from taskvectors.errors import InvalidReference
 from taskvectors.spec import Reference
 from taskvectors.store.settings import DISK, ORIGIN, REDIS, TIERS, TierSettings
 
+PLACEMENTS = ("auto", "off")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ADMISSION_TIMEOUT_S = 30.0
 
@@ -67,6 +68,8 @@ class GatewayConfig:
     composed_bytes: int = 8 * 2**30
     compose_memory_bytes: int = 8 * 2**30
     """Most memory of each composition, of which two may run; nothing is set aside for it."""
+    placement: str = "off"
+    """Whether hot loadouts are composed in the background where that pays."""
     tiers: TierSettings = field(default_factory=TierSettings)
     database_url: str | None = None
     """The catalog's database; SQLite in the store's folder when None."""
@@ -89,6 +92,8 @@ class GatewayConfig:
 
     def __post_init__(self) -> None:
         _require(self.dtype in DTYPES, "--dtype", self.dtype, f"choose {', '.join(DTYPES)}")
+        choices = f"choose {', '.join(PLACEMENTS)}"
+        _require(self.placement in PLACEMENTS, "--placement", self.placement, choices)
         _require(1 <= self.slots <= 4096, "--slots", self.slots, "use 1 to 4096")
         _require(0 <= self.port <= 65535, "--port", self.port, "use 1 to 65535")
         _require(self.drain_seconds >= 0, "--drain-seconds", self.drain_seconds, "use 0 or more")

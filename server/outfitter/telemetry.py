@@ -16,6 +16,7 @@ Snapshot = Mapping[str, Any]
 """What `GET /v1/store/stats` answers."""
 COUNTER, GAUGE, SUMMARY = "counter", "gauge", "summary"
 _TIER = ("process", "tier")
+_REASON = ("reason",)
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,37 @@ METRICS = (
         "Requests that wait for room in the pool.",
         "engine.pool.waiting",
     ),
+    Described(
+        "outfitter_placement_decisions_total",
+        COUNTER,
+        "Requests for linear loadouts, by how they are served and why.",
+        "engine.placement.decisions",
+        _REASON,
+    ),
+    Described(
+        "outfitter_placement_compositions_total",
+        COUNTER,
+        "Linear loadouts composed, or found composed.",
+        "engine.placement.compositions",
+    ),
+    Described(
+        "outfitter_placement_failures_total",
+        COUNTER,
+        "Attempts that failed; the loadout is served plain.",
+        "engine.placement.failures",
+    ),
+    Described(
+        "outfitter_placement_requests_total",
+        COUNTER,
+        "Requests served by a composed form.",
+        "engine.placement.requests",
+    ),
+    Described(
+        "outfitter_placement_loadouts",
+        GAUGE,
+        "Linear loadouts that have a composed form.",
+        "engine.placement.loadouts",
+    ),
     Described("outfitter_catalog_up", GAUGE, "1 while the database answers.", "catalog.is_up"),
     Described(
         "outfitter_catalog_generation",
@@ -128,7 +160,10 @@ def markdown_table() -> str:
 
 
 def _values(item: Described, snapshot: Snapshot) -> Iterator[tuple[list[str], Any]]:
-    if item.labels:
+    if item.labels == _REASON:
+        for reason, value in (_at(snapshot, item.path) or {}).items():
+            yield [str(reason)], value
+    elif item.labels:
         for process in ("gateway", "engine"):
             for tier, numbers in (snapshot.get(process, {}).get("tiers") or {}).items():
                 if (value := _at(numbers, item.path)) is not None:

@@ -109,6 +109,13 @@ STATS = {
             "is_up": True,
         }
     },
+    "placement": {
+        "decisions": {"composed": 5, "few_requests": 7},
+        "compositions": 1,
+        "failures": 2,
+        "requests": 5,
+        "loadouts": 1,
+    },
     "pool": {"vectors": 2, "nbytes": 9, "budget": 90, "loads": 4, "evictions": 1, "waiting": 0},
     "load_seconds": {"count": 4, "sum": 0.25},
 }

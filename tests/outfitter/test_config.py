@@ -47,6 +47,7 @@ def test_a_size_that_is_none_is_rejected(text: str) -> None:
         ({"pool_bytes": 0}, "--pool-bytes 0"),
         ({"composed_bytes": 0}, "--composed-bytes 0"),
         ({"compose_memory_bytes": -1}, "--compose-memory -1"),
+        ({"placement": "on"}, "--placement 'on'; choose auto, off"),
         ({"max_model_len": -1}, "--max-model-len -1"),
         ({"drain_seconds": -1}, "--drain-seconds -1"),
         ({"engine_args": ("--port=1",)}, "'--port'; use outfitter's own --port"),
@@ -97,6 +98,7 @@ def test_the_engine_command_line() -> None:
     assert settings == {
         "store": "/s",
         **sizes,
+        "placement": "off",
         "base_fingerprint": "f" * 64,
         "max_vectors": 64,
         "admission_timeout_s": 30.0,

@@ -54,6 +54,9 @@ def test_the_numbers_are_those_of_the_parts(client: httpx.Client) -> None:
     assert found["outfitter_tier_budget_bytes engine memory"] == 70
     assert found["outfitter_engine_load_seconds_sum"] == 0.25
     assert found["outfitter_pool_loads_total"] == 4
+    assert found["outfitter_placement_decisions_total composed"] == 5
+    assert found["outfitter_placement_decisions_total few_requests"] == 7
+    assert found["outfitter_placement_failures_total"] == 2
     assert found["outfitter_tier_up gateway disk"] == 1
     assert found["outfitter_catalog_up"] == 1
     stats = client.get("/v1/store/stats").json()

@@ -136,6 +136,18 @@ class Admission:
                 raise
         return held
 
+    def hold_resident(self, digest: str) -> Held | None:
+        """Reserve one vector that is ready, at once; None when it is not."""
+        entry = self._ledger.entry(digest)
+        if entry is None or digest in self._loading:
+            return None
+        return self._try_reserve({digest: entry.nbytes})
+
+    @property
+    def free(self) -> tuple[int, int]:
+        """Bytes of the pool, and columns, that no vector takes."""
+        return self._ledger.free
+
     @property
     def limits(self) -> tuple[int, int]:
         """Bytes of the pool, and how many vectors it holds."""

@@ -83,8 +83,10 @@ class Composer:
         Raises InvalidLoadout for a publish-time method, PoolBusy, EngineUnavailable, and what
         taskvectors.merge.compose raises.
         """
-        if loadout.is_linear:
-            return loadout
+        return loadout if loadout.is_linear else await self.compose_any(loadout)
+
+    async def compose_any(self, loadout: Loadout) -> Loadout:
+        """Its composed file, for a linear loadout, too. Raises what `compose` raises."""
         find_method(loadout.method).check_at_request()
         digest = await self._recall(loadout) or await self._join(loadout)
         return Loadout((LoadoutItem(digest, 1.0),))

@@ -22,6 +22,7 @@ _INTEGERS: Mapping[str, int] = {
 }
 """The least value of each."""
 _TIER_INTEGERS: Mapping[str, int] = {"memory_bytes": 0, "redis_bytes": 1, "redis_ttl_s": 1}
+PLACEMENTS = ("auto", "off")
 _SECONDS = ("admission_timeout_s", "compose_timeout_s")
 
 
@@ -37,6 +38,7 @@ class PluginConfig:
     composed_bytes: budget for composed loadouts in the store.
     compose_memory_bytes: most memory of a process that composes.
     compose_timeout_s: how long a composition may take, and how long it may wait for its turn.
+    placement: auto composes hot loadouts in the background where that pays, off never does.
     kernels: auto, cpu, triton or torch; see `kernel_choice`.
     max_rank, max_mixed: for Triton, the highest rank of a vector, and most vectors of a loadout.
     tiers: where files come from; their URLs come from the environment.
@@ -51,6 +53,7 @@ class PluginConfig:
     composed_bytes: int = 8 << 30
     compose_memory_bytes: int = 8 << 30
     compose_timeout_s: float = 300.0
+    placement: str = "off"
     kernels: str = "auto"
     max_rank: int = 64
     max_mixed: int = 16
@@ -89,6 +92,10 @@ class PluginConfig:
         if self.kernels not in KERNELS:
             raise UnsupportedEngine(
                 f"additional_config.{KEY}.kernels must be one of {', '.join(KERNELS)}"
+            )
+        if self.placement not in PLACEMENTS:
+            raise UnsupportedEngine(
+                f"additional_config.{KEY}.placement must be one of {', '.join(PLACEMENTS)}"
             )
         _check_seconds("tiers.redis_timeout_s", self.tiers.redis_timeout_s)
         if not isinstance(self.tiers.redis_prefix, str):

@@ -49,6 +49,11 @@ class Ledger:
         """How many entries there are."""
         return len(self._entries)
 
+    @property
+    def free(self) -> tuple[int, int]:
+        """Bytes and columns that no entry takes."""
+        return self._pool_bytes - self.used_bytes, len(self._free_columns)
+
     def fits(self, needs: Mapping[str, int]) -> bool:
         """Whether `needs` can be held without an eviction."""
         missing = [digest for digest in needs if digest not in self._entries]

@@ -6,27 +6,35 @@ A decoded token pays for every vector of its loadout, parameter by parameter:
     after  = Σ_parameters (union + ROW · rows)
     union  = numel · (1 − Π_vectors (1 − elements / numel)), supports taken as independent
 
-`elements`: nonzeros where sparse, rank · (in + out) where low-rank, numel where dense. A low-rank
-delta makes its parameter's union dense, so it pays only where ranks are very high. Composing costs
-START + PER_ELEMENT · before, once, in the same unit. ROW counts what a row does besides its
-elements (an offset read, a sum written); it, START and PER_ELEMENT are estimates, not measured.
+`elements`: nonzeros where sparse, LOW_RANK · rank · (in + out) where low-rank, numel where dense.
+A low-rank delta makes its parameter's union dense, so it pays only where ranks are very high.
+Composing costs START + PER_ELEMENT · before, once, in the same unit.
 
-Composing pays when the relative gain is at least MARGIN, and the gain over the requests that
-are expected (as many as its window holds) exceeds the cost, and the result fits the free pool.
+A vector that other loadouts use in the same step is computed all the same, and the composed entry
+comes on top: of `before`, the part of the requests that are not this loadout's is taken off.
 
-Nothing asks it yet: every linear loadout is still served as it is, from its own vectors.
+Composing pays when what remains is at least MARGIN of `before`, and the gain over the requests
+that are expected (as many as its window holds) exceeds the cost, and the result fits the free pool.
+Once composed it is served for as long as anything remains.
 """
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from taskvectors.format import FileHeader
+from taskvectors.selection import Selection
+from taskvectors.vector import module_of
 
-ROW = 2.0
+ROW = 7.0
+"""What a row does besides its elements, its input's column included, in elements. Measured on a CPU
+by tests/benchmarks/placement.py, as are LOW_RANK and the unit, 1.1 ns: one token, 0.05 to 10 %."""
+LOW_RANK = 0.5
+"""An element of a low-rank factor, which is read in order: 0.3 to 0.5 for one token, 0.8 to 1.1 for
+16."""
 START = 1e9
-"""A child process starts for about a second; an element takes about a nanosecond."""
+"""A child process starts for about a second."""
 PER_ELEMENT = 200.0
 TOKENS = 64.0
 """Tokens that a request is taken to compute; the planner does not see their number."""
@@ -34,6 +42,9 @@ MARGIN = 0.1
 MIN_REQUESTS = 32.0
 HALF_LIFE_S = 300.0
 MAX_WATCHED = 1024
+ELEMENT_BYTES = 8
+ROW_BYTES = 8
+"""At most, of a composed entry: columns beside float32."""
 
 
 @dataclass(frozen=True)
@@ -45,37 +56,57 @@ class ParameterCost:
     numel: int
     is_low_rank: bool = False
 
+    @property
+    def total(self) -> float:
+        """For a token, in elements of a sparse delta."""
+        return (LOW_RANK if self.is_low_rank else 1.0) * self.elements + ROW * self.rows
+
 
 VectorCost = Mapping[str, ParameterCost]
 
 
 @dataclass(frozen=True)
-class Prospect:
-    """One loadout. requests: decayed, that it served. nbytes: of the composed entry, at most."""
+class Estimate:
+    """One loadout. before, after: elements a token. nbytes: of the composed entry, at most."""
 
-    vectors: Sequence[VectorCost]
+    num_vectors: int
+    before: float
+    after: float
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """One loadout now.
+
+    requests: decayed, that it served. share: its part of the requests for its busiest vector.
+    """
+
+    estimate: Estimate
     requests: float
     free_bytes: int
-    nbytes: int
-    is_linear: bool = True
-    is_eager: bool = True
+    share: float = 1.0
+    is_composed: bool = False
 
 
 @dataclass(frozen=True)
 class Decision:
-    """before, after: elements a token. gain: the part of `before` that is saved; may be < 0."""
+    """gain: the part of `before` that is saved; may be < 0. reason: `gain`, or the first
+    against it.
+    """
 
     is_worth: bool
     gain: float
-    before: float
-    after: float
     reason: str
 
 
-def vector_cost(header: FileHeader) -> VectorCost:
-    """The cost of a vector, from its file's header alone."""
+def vector_cost(header: FileHeader, selections: Collection[Selection] = ()) -> VectorCost:
+    """The cost of a vector, from its file's header alone; of what any of `selections` selects."""
     costs = {}
     for name, spec in header.parameters.items():
+        module = module_of(name)
+        if selections and not any(selection.factor(module) for selection in selections):
+            continue
         is_matrix = len(spec.shape) == 2
         is_low_rank = spec.kind == "low_rank"
         sparse = spec.nnz if spec.kind == "sparse" and is_matrix else spec.numel
@@ -98,40 +129,45 @@ def union_elements(costs: Sequence[ParameterCost]) -> float:
     return -numel * math.expm1(logs)
 
 
-def predict(vectors: Sequence[VectorCost]) -> tuple[float, float]:
-    """Elements a token before and after composing."""
+def predict(vectors: Sequence[VectorCost]) -> Estimate:
+    """What a loadout of distinct vectors costs before and after composing."""
     before = after = 0.0
+    nbytes = 0
     for name in {name for vector in vectors for name in vector}:
         costs = [vector[name] for vector in vectors if name in vector]
-        before += sum(cost.elements + ROW * cost.rows for cost in costs)
-        after += union_elements(costs) + ROW * costs[0].rows
-    return before, after
+        rows, union = costs[0].rows, union_elements(costs)
+        before += sum(cost.total for cost in costs)
+        after += costs[0].total if len(costs) == 1 else union + ROW * rows
+        nbytes += math.ceil(ELEMENT_BYTES * union) + ROW_BYTES * (rows + 1)
+    return Estimate(len(vectors), before, after, nbytes)
 
 
 def decide(prospect: Prospect, *, min_requests: float = MIN_REQUESTS) -> Decision:
     """Whether composing pays; the first reason against it, if it does not."""
-    before, after = predict(prospect.vectors)
-    gain = 1 - after / before if before else 0.0
-    reason = _objection(prospect, before, after, min_requests)
-    return Decision(not reason, gain, before, after, reason or "gain")
+    estimate = prospect.estimate
+    gain = 1 - estimate.after / estimate.before if estimate.before else 0.0
+    remains = gain - (1 - min(prospect.share, 1.0))
+    reason = _objection(prospect, gain, remains, min_requests)
+    return Decision(not reason, gain, reason or "gain")
 
 
-def _objection(prospect: Prospect, before: float, after: float, min_requests: float) -> str | None:
-    cost = START + PER_ELEMENT * before
+def _objection(prospect: Prospect, gain: float, remains: float, min_requests: float) -> str | None:
+    before, is_new = prospect.estimate.before, not prospect.is_composed
+    least = MARGIN if is_new else 0.0
+    saved = remains * before * TOKENS * prospect.requests
     checks = (
-        ("not_linear", not prospect.is_linear),
-        ("not_eager", not prospect.is_eager),
-        ("one_vector", len(prospect.vectors) < 2),
-        ("few_requests", prospect.requests < min_requests),
-        ("no_gain", before - after < MARGIN * before or not before),
-        ("cost", (before - after) * TOKENS * prospect.requests < cost),
-        ("no_room", prospect.nbytes > prospect.free_bytes),
+        ("one_vector", prospect.estimate.num_vectors < 2),
+        ("few_requests", is_new and prospect.requests < min_requests),
+        ("no_gain", gain < least or gain <= 0),
+        ("shared", remains < least),
+        ("cost", is_new and saved < START + PER_ELEMENT * before),
+        ("no_room", is_new and prospect.estimate.nbytes > prospect.free_bytes),
     )
     return next((reason for reason, holds in checks if holds), None)
 
 
 class Window:
-    """Requests by loadout digest, halved every HALF_LIFE_S; the least recent ones are forgotten."""
+    """Requests by digest, halved every HALF_LIFE_S; the least recent ones are forgotten."""
 
     def __init__(self, half_life_s: float = HALF_LIFE_S, most: int = MAX_WATCHED) -> None:
         self._half_life_s = half_life_s

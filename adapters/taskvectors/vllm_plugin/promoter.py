@@ -120,7 +120,13 @@ class Promoter:
         self._pause = pause
         self._turn = asyncio.Lock()
         self._held = AsyncExitStack()
+        self._is_promoted = False
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def is_promoted(self) -> bool:
+        """Whether the resident weights are, or may be about to be, others than the base's."""
+        return self._is_promoted or self._gate.is_shut
 
     async def promote(self, loadout: Loadout) -> dict[str, Any]:
         """Make `loadout` what is answered to requests that name none; the worker's state.
@@ -161,6 +167,7 @@ class Promoter:
                 except TaskVectorError:
                     await self._release_if_demoted()
                     raise
+                self._is_promoted = True
                 await self._held.aclose()
                 self._held = stack.pop_all()
             return state
@@ -171,12 +178,14 @@ class Promoter:
                 return state
             async with self._standstill():
                 state = await _asked(self._worker.demote())
+            self._is_promoted = False
             await self._held.aclose()
             return state
 
     async def _release_if_demoted(self) -> None:
         """A promotion that failed may have taken out the one before."""
         if (await self.state()).get("loadout") is None:
+            self._is_promoted = False
             await self._held.aclose()
 
     @contextlib.asynccontextmanager

@@ -25,6 +25,7 @@ from taskvectors.vllm_plugin import compat
 from taskvectors.vllm_plugin.admission import UNANSWERED, Admission
 from taskvectors.vllm_plugin.composer import ChildProcess, Composer, LocalFiles
 from taskvectors.vllm_plugin.config import KEY, PluginConfig
+from taskvectors.vllm_plugin.planner import Planner
 from taskvectors.vllm_plugin.promoter import DRAIN_S, Admits, Gate, Promoter
 from taskvectors.vllm_plugin.warming import Warmer
 
@@ -72,6 +73,14 @@ class LoadoutService:
             self._composer.compose,
             partial(compat.paused, engine, DRAIN_S),
         )
+        self._planner = Planner(
+            self._composer,
+            self._admission,
+            files.header,
+            lambda: self._promoter.is_promoted,
+            is_on=config.placement == "auto",
+            is_measured=kernels == "cpu",
+        )
         self._warmer = Warmer(self._admission, self._worker, config.admission_timeout_s)
         num_slots: int = engine.vllm_config.lora_config.max_loras
         self._registry = Registry(state.openai_serving_models.lora_requests, keep=2 * num_slots)
@@ -80,7 +89,7 @@ class LoadoutService:
     async def serve(self, loadout: Loadout) -> AsyncIterator[None]:
         """While open, vLLM answers requests whose model is the loadout's engine name."""
         async with admitted(self._composer, self._gate, loadout) as served:
-            with self._registry.registered(loadout, served):
+            with self._planner.placed(served) as form, self._registry.registered(loadout, form):
                 yield
 
     async def warm(self, digests: Sequence[str], *, pin: bool) -> dict[str, str]:
@@ -100,8 +109,12 @@ class LoadoutService:
         return await self._promoter.state(checksum=checksum)
 
     async def stats(self) -> dict[str, Any]:
-        """The worker's tiers, the pool, and how long loads took. Raises EngineUnavailable."""
-        return {**await self._worker.stats(), "pool": self._admission.stats()}
+        """The worker's tiers, the pool, how long loads took, and what the planner did.
+
+        Raises EngineUnavailable.
+        """
+        own = {"pool": self._admission.stats(), "placement": self._planner.stats()}
+        return {**await self._worker.stats(), **own}
 
 
 @contextlib.asynccontextmanager
@@ -129,13 +142,16 @@ class Registry:
     """The running loadouts in vLLM's own table of LoRA requests.
 
     A loadout is in `served` while requests use it, and not longer: vLLM never evicts from it.
-    The ids of the last `keep` loadouts are remembered, so that they find their slot again.
+    A request that is looked up finds the form that was registered last, so the vectors of every
+    form must be held until a loadout has no users. The ids of the last `keep` forms are
+    remembered, so that they find their slot again.
     """
 
     def __init__(self, served: dict[str, Any], keep: int) -> None:
         self._served = served
         self._keep = keep
         self._users: dict[str, int] = {}
+        self._forms: dict[str, set[str]] = {}
         self._ids: OrderedDict[str, int] = OrderedDict()
         self._next_id = itertools.count(1)
 
@@ -143,18 +159,21 @@ class Registry:
     def registered(self, loadout: Loadout, served: Loadout) -> Iterator[None]:
         """Keep `loadout` in the table while open; the worker computes `served`, a linear one.
 
-        The prefix cache is keyed by both.
+        The prefix cache is keyed by the form's name and `served`. A linear loadout that was
+        composed has a name of its own, as vLLM takes requests of one name for the same.
         """
         name = loadout.engine_name
-        if name not in self._users:
-            self._served[name] = compat.lora_request(name, self._id(name), served.canonical)
+        form = served.engine_name if loadout.is_linear else name
+        if name not in self._users or self._served[name].lora_name != form:
+            self._served[name] = compat.lora_request(form, self._id(form), served.canonical)
         self._users[name] = self._users.get(name, 0) + 1
+        self._forms.setdefault(name, set()).add(form)
         try:
             yield
         finally:
             self._users[name] -= 1
             if not self._users[name]:
-                del self._users[name], self._served[name]
+                del self._users[name], self._forms[name], self._served[name]
                 self._forget_oldest()
 
     def _id(self, name: str) -> int:
@@ -164,7 +183,8 @@ class Registry:
         return self._ids[name]
 
     def _forget_oldest(self) -> None:
-        idle = [name for name in self._ids if name not in self._users]
+        busy = {form for forms in self._forms.values() for form in forms}
+        idle = [name for name in self._ids if name not in busy]
         for name in idle[: max(0, len(self._ids) - self._keep)]:
             del self._ids[name]
 

@@ -60,6 +60,9 @@ def serve(
     compose_memory: Annotated[
         str, typer.Option(help="Most memory for composing a loadout; two may be composed at once.")
     ] = "8GiB",
+    placement: Annotated[
+        str, typer.Option(help="auto composes hot loadouts in the background; off never does.")
+    ] = "off",
     max_upload_bytes: Annotated[str, typer.Option(help="Largest file to accept.")] = "4GiB",
     max_body_bytes: Annotated[str, typer.Option(help="Largest request to accept.")] = "32MiB",
     max_model_len: Annotated[int | None, typer.Option(help="Longest context in tokens.")] = None,
@@ -123,6 +126,7 @@ def serve(
         pool_bytes=parse_size(pool_bytes),
         composed_bytes=parse_size(composed_bytes),
         compose_memory_bytes=parse_size(compose_memory),
+        placement=placement,
         tiers=TierSettings(
             order=parse_tiers(tiers),
             memory_bytes=parse_size(host_bytes),

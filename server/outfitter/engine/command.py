@@ -62,6 +62,7 @@ def _additional_config(config: GatewayConfig, fingerprint: str) -> dict[str, obj
         "pool_bytes": config.pool_bytes,
         "composed_bytes": config.composed_bytes,
         "compose_memory_bytes": config.compose_memory_bytes,
+        "placement": config.placement,
         "base_fingerprint": fingerprint,
         "max_vectors": config.max_vectors,
         "admission_timeout_s": ADMISSION_TIMEOUT_S,

@@ -10,6 +10,7 @@ import pytest
 
 from taskvectors.delta import DenseDelta, LowRankDelta, SparseDelta
 from taskvectors.format import VectorWriter, read_header
+from taskvectors.selection import parse_selection
 from taskvectors.vector import BaseInfo
 from taskvectors.vllm_plugin.placement import (
     MARGIN,
@@ -32,7 +33,7 @@ def sparse(density: float, rows: int = 1000, columns: int = 1000) -> ParameterCo
 
 
 def prospect(*densities: float, requests: float = HOT) -> Prospect:
-    return Prospect([{"w": sparse(d)} for d in densities], requests, 1 << 30, 1 << 20)
+    return Prospect(predict([{"w": sparse(d)} for d in densities]), requests, 1 << 30)
 
 
 def test_the_union_of_random_supports_is_what_is_predicted() -> None:
@@ -63,29 +64,30 @@ def test_a_union_lies_between_its_largest_part_and_the_sum() -> None:
 def test_what_one_vector_has_alone_costs_the_same_after() -> None:
     """Vectors on different parameters have nothing to gain."""
     vectors = [{"a": sparse(0.1)}, {"b": sparse(0.2)}]
-    assert predict(vectors) == (300_000 + 2000 * ROW, 300_000 + 2000 * ROW)
-    assert decide(Prospect(vectors, HOT, 1 << 30, 1)).reason == "no_gain"
+    estimate = predict(vectors)
+    assert estimate.before == estimate.after == 300_000 + 2000 * ROW
+    assert decide(Prospect(estimate, HOT, 1 << 30)).reason == "no_gain"
 
 
 def test_a_hot_mix_that_overlaps_is_composed() -> None:
-    """Eight vectors of a tenth each share more than half of their elements."""
+    """Eight vectors of a tenth each share more than a quarter of their elements, and all rows."""
     decision = decide(prospect(*[0.1] * 8))
     assert decision.is_worth
     assert decision.reason == "gain"
-    assert decision.gain == pytest.approx(1 - (1 - 0.9**8) / 0.8, abs=0.02)
+    before, after = 8 * (1e5 + 1000 * ROW), 1e6 * (1 - 0.9**8) + 1000 * ROW
+    assert decision.gain == pytest.approx(1 - after / before)
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"is_linear": False}, "not_linear"),
-        ({"is_eager": False}, "not_eager"),
-        ({"vectors": [{"w": sparse(0.1)}]}, "one_vector"),
+        ({"estimate": predict([{"w": sparse(0.1)}])}, "one_vector"),
+        ({"estimate": predict([])}, "one_vector"),
         ({"requests": 31.9}, "few_requests"),
-        ({"vectors": [{"w": sparse(0.1)}] * 2}, "no_gain"),
-        ({"requests": 33.0, "vectors": [{"w": sparse(0.1, 10, 10)}] * 8}, "cost"),
-        ({"free_bytes": (1 << 20) - 1}, "no_room"),
-        ({"vectors": []}, "one_vector"),
+        ({"estimate": predict([{"w": sparse(0.1)}] * 2)}, "no_gain"),
+        ({"share": 0.7}, "shared"),
+        ({"requests": 33.0, "estimate": predict([{"w": sparse(0.1, 10, 10)}] * 8)}, "cost"),
+        ({"free_bytes": 1 << 20}, "no_room"),
     ],
 )
 def test_each_reason_against_it(changes: dict[str, Any], reason: str) -> None:
@@ -94,14 +96,24 @@ def test_each_reason_against_it(changes: dict[str, Any], reason: str) -> None:
     assert (decision.is_worth, decision.reason) == (False, reason)
 
 
+def test_what_is_composed_is_served_for_as_long_as_it_gains() -> None:
+    """It need not pay for a composition again, and leaves no margin; but a loss ends it."""
+    composed = dataclasses.replace(prospect(*[0.1] * 8), is_composed=True)
+    gain = decide(composed).gain
+    cold = dataclasses.replace(composed, requests=1.0, free_bytes=0)
+    assert decide(cold).is_worth
+    assert decide(dataclasses.replace(cold, share=1.01 - gain)).is_worth
+    assert decide(dataclasses.replace(cold, share=0.99 - gain)).reason == "shared"
+
+
 def test_a_low_rank_vector_is_not_densified() -> None:
     """Its product fills the parameter, which costs more than its factors and its neighbour."""
     low = ParameterCost(8 * 2000, 1000, 10**6, is_low_rank=True)
-    decision = decide(Prospect([{"w": low}, {"w": sparse(0.1)}], HOT, 1 << 30, 1))
+    decision = decide(Prospect(predict([{"w": low}, {"w": sparse(0.1)}]), HOT, 1 << 30))
     assert not decision.is_worth
     assert decision.gain < 0
-    full = ParameterCost(600 * 2000, 1000, 10**6, is_low_rank=True)
-    assert decide(Prospect([{"w": full}, {"w": sparse(0.5)}], HOT, 1 << 30, 1)).is_worth
+    full = ParameterCost(1000 * 2000, 1000, 10**6, is_low_rank=True)
+    assert decide(Prospect(predict([{"w": full}, {"w": sparse(0.5)}]), HOT, 1 << 30)).is_worth
 
 
 def test_more_requests_never_turn_a_yes_into_a_no() -> None:
@@ -114,7 +126,7 @@ def test_more_requests_never_turn_a_yes_into_a_no() -> None:
         decision = decide(prospect(*densities, requests=requests))
         if decision.is_worth:
             yes += 1
-            assert decision.before - decision.after >= MARGIN * decision.before, (SEED, densities)
+            assert decision.gain >= MARGIN, (SEED, densities)
             assert decide(prospect(*densities, requests=2 * requests)).is_worth, (SEED, densities)
     assert 50 < yes < 450
 
@@ -133,6 +145,8 @@ def test_a_header_tells_the_cost(tmp_path: Path) -> None:
     assert cost["a.weight"] == ParameterCost(3, 4, 20)
     assert cost["b.weight"] == ParameterCost(18, 4, 20, is_low_rank=True)
     assert cost["norm.weight"] == ParameterCost(3, 0, 3)
+    only = parse_selection({"modules": {"a": 1.0, "b": 0.0}}, "test")
+    assert set(vector_cost(read_header(path), [only])) == {"a.weight"}
 
 
 def test_a_window_forgets() -> None:
