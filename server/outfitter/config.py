@@ -70,6 +70,8 @@ class GatewayConfig:
     """Most memory of each composition, of which two may run; nothing is set aside for it."""
     placement: str = "off"
     """Whether hot loadouts are composed in the background where that pays."""
+    compiles: bool = False
+    """Whether the model is compiled; on a CPU."""
     tiers: TierSettings = field(default_factory=TierSettings)
     database_url: str | None = None
     """The catalog's database; SQLite in the store's folder when None."""

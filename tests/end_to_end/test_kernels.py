@@ -50,9 +50,18 @@ PROMPTS = [[(7 * i + j * j) % 190 + 5 for j in range(5 + i)] for i in range(2)]
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kernels", ["cpu", "torch", "triton"])
+@pytest.mark.parametrize(
+    ("kernels", "eager"),
+    [("cpu", True), ("cpu", False), ("torch", True), ("torch", False), ("triton", True)],
+    ids=["cpu", "cpu-compiled", "torch", "torch-compiled", "triton"],
+)
 def test_mixed_loadouts_in_one_batch_are_right(
-    kernels: str, dtype: str, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kernels: str,
+    dtype: str,
+    tied: bool,
+    eager: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Full with norms and biases, dense, low-rank and sparse vectors beside the base."""
     print(f"seed {SEED}")
@@ -80,7 +89,7 @@ def test_mixed_loadouts_in_one_batch_are_right(
     ]
     spec = KernelSpec(
         "plugin", tmp_path / "model", dtype, tmp_path / "store", slots=8, pool_bytes=4 << 20,
-        kernels=kernels, extra={
+        kernels=kernels, eager=eager, extra={
             "skip_tokenizer_init": True, "max_model_len": 64,
             "max_num_seqs": 16, "max_num_batched_tokens": 64,
         },

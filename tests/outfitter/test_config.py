@@ -99,6 +99,7 @@ def test_the_engine_command_line() -> None:
         "store": "/s",
         **sizes,
         "placement": "off",
+        "compiled": False,
         "base_fingerprint": "f" * 64,
         "max_vectors": 64,
         "admission_timeout_s": 30.0,

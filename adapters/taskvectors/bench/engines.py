@@ -64,7 +64,8 @@ class EngineSpec:
             arguments |= {"enable_lora": True, "max_loras": self.slots}
             arguments["max_lora_rank"] = self.max_lora_rank if self.kind == "stock" else 1
         if self.kind == "plugin":
-            settings = {"store": str(self.store), "pool_bytes": self.pool_bytes}
+            settings: dict[str, Any] = {"store": str(self.store), "pool_bytes": self.pool_bytes}
+            settings["compiled"] = not self.eager
             arguments["additional_config"] = {"task_vectors": settings}
         return arguments
 

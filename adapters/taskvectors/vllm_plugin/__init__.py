@@ -7,6 +7,7 @@ process; `vllm.endpoint_plugins` loads `endpoint.LoadoutEndpoint` in the API ser
 
 def register() -> None:
     """Put task vectors where vLLM's LoRA manager stands. Idempotent."""
-    from taskvectors.vllm_plugin import compat, manager
+    from taskvectors.vllm_plugin import compat, compilation, manager
 
     compat.install(manager.create)
+    compilation.allow(manager.asks_to_compile)

@@ -49,7 +49,7 @@ def install(create: Callable[[Any, torch.device], Any | None]) -> None:
     _bound_metric_labels()
 
 
-def check_engine(vllm_config: Any, kernels: Kernels) -> None:
+def check_engine(vllm_config: Any, kernels: Kernels, *, compiled: bool) -> None:
     """Raise UnsupportedEngine for a configuration whose answers would be wrong.
 
     Triton's kernels are operators over fixed addresses, so they may be compiled and captured: read
@@ -74,12 +74,13 @@ def check_engine(vllm_config: Any, kernels: Kernels) -> None:
         if is_used:
             raise UnsupportedEngine(f"{what} does not work with task vectors yet")
     if kernels != "triton":
-        _check_eager(vllm_config.compilation_config)
+        _check_mode(vllm_config.compilation_config, compiled=compiled)
 
 
-def _check_eager(compilation: Any) -> None:
-    mode = getattr(compilation.mode, "name", compilation.mode)
-    if str(mode) not in ("NONE", "0", "None"):
+def _check_mode(compilation: Any, *, compiled: bool) -> None:
+    """The mode that vLLM chooses on a CPU can be given a second trace; the others are unknown."""
+    mode = str(getattr(compilation.mode, "name", compilation.mode))
+    if mode not in ("NONE", "0", "None", *(("DYNAMO_TRACE_ONCE",) if compiled else ())):
         raise UnsupportedEngine(
             f"compilation mode {mode} does not see task vectors; start with --enforce-eager"
         )

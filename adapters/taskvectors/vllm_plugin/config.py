@@ -40,6 +40,7 @@ class PluginConfig:
     compose_timeout_s: how long a composition may take, and how long it may wait for its turn.
     placement: auto composes hot loadouts in the background where that pays, off never does.
     kernels: auto, cpu, triton or torch; see `kernel_choice`.
+    compiled: on a CPU, let vLLM compile the model as it does without LoRA.
     max_rank, max_mixed: for Triton, the highest rank of a vector, and most vectors of a loadout.
     tiers: where files come from; their URLs come from the environment.
     """
@@ -55,6 +56,7 @@ class PluginConfig:
     compose_timeout_s: float = 300.0
     placement: str = "off"
     kernels: str = "auto"
+    compiled: bool = False
     max_rank: int = 64
     max_mixed: int = 16
     tiers: TierSettings = field(default_factory=TierSettings)
@@ -92,6 +94,11 @@ class PluginConfig:
         if self.kernels not in KERNELS:
             raise UnsupportedEngine(
                 f"additional_config.{KEY}.kernels must be one of {', '.join(KERNELS)}"
+            )
+        if not isinstance(self.compiled, bool):
+            raise UnsupportedEngine(
+                f"additional_config.{KEY}.compiled must be true or false,"
+                f" not {_shown(self.compiled)}"
             )
         if self.placement not in PLACEMENTS:
             raise UnsupportedEngine(

@@ -13,6 +13,7 @@ from taskvectors.vllm_plugin import compat
 from taskvectors.vllm_plugin.coefficients import StepCoefficients
 from taskvectors.vllm_plugin.deltas import LowRankPack
 from taskvectors.vllm_plugin.sites import Part, Site
+from taskvectors.vllm_plugin.trace_ops import operator
 
 
 class StepState:
@@ -21,12 +22,19 @@ class StepState:
     tokens: coefficients of the rows that go through the decoder. samples: of the rows that go
     through the head. Both are None when no loadout is active. prompt_hidden: while prompt
     logprobs are computed, the decoder's output of all tokens, of which the head gets slices.
+    rehearses: the model is traced as for a step with loadouts.
     """
 
     def __init__(self) -> None:
         self.tokens: StepCoefficients | None = None
         self.samples: StepCoefficients | None = None
         self.prompt_hidden: Tensor | None = None
+        self.rehearses = False
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether a compiled model must run the trace that adds deltas."""
+        return self.rehearses or self.tokens is not None
 
     def head_coefficients(self, x: Tensor) -> StepCoefficients | None:
         """The coefficients of the rows `x` [T, dim] that the head is applied to."""
@@ -45,36 +53,54 @@ def hook(site: Site, state: StepState) -> None:
     if site.kind == "norm":
         compat.override_norm(module, _norm_forward(site, state))
     elif site.kind == "linear":
-        compat.override_quant_method(module, apply=_linear_apply(site, lambda _: state.tokens))
+        apply = _linear_apply(site, state, lambda _: state.tokens)
+        compat.override_quant_method(module, apply=apply)
     else:
-        head = _linear_apply(site, state.head_coefficients)
+        head = _linear_apply(site, state, state.head_coefficients)
         compat.override_quant_method(module, apply=head, embedding=_lookup(site, state))
 
 
 def _linear_apply(
-    site: Site, coefficients_of: Callable[[Tensor], StepCoefficients | None]
+    site: Site, state: StepState, coefficients_of: Callable[[Tensor], StepCoefficients | None]
 ) -> Callable[..., Tensor]:
+    def add(y: Tensor, x: Tensor) -> None:
+        coefficients = coefficients_of(x)
+        if coefficients is None:
+            return
+        rows = x.reshape(-1, x.shape[-1])
+        add_linear(site, coefficients, y.view(len(rows), -1), rows)
+        poisoned = None if site.kind == "linear" else coefficients.poisoned_rows()
+        if poisoned is not None:
+            y[poisoned] = float("nan")
+
+    traced = operator(add)
+
     def apply(
         original: Callable[..., Tensor], layer: nn.Module, x: Tensor, bias: Tensor | None = None
     ) -> Tensor:
         y = original(layer, x, bias)
-        coefficients = coefficients_of(x)
-        if coefficients is not None:
-            rows = x.reshape(-1, x.shape[-1])
-            add_linear(site, coefficients, y.view(len(rows), -1), rows)
-            poisoned = None if site.kind == "linear" else coefficients.poisoned_rows()
-            if poisoned is not None:
-                y[poisoned] = float("nan")
+        if not torch.compiler.is_compiling():
+            add(y, x)
+        elif state.is_mixed:
+            traced(y, x)
         return y
 
     return apply
 
 
 def _lookup(site: Site, state: StepState) -> Callable[..., Tensor]:
-    def embedding(original: Callable[..., Tensor], layer: nn.Module, ids: Tensor) -> Tensor:
-        y = original(layer, ids)
+    def add(y: Tensor, ids: Tensor) -> None:
         if state.tokens is not None:
             add_rows(site, state.tokens, y, ids.long())
+
+    traced = operator(add)
+
+    def embedding(original: Callable[..., Tensor], layer: nn.Module, ids: Tensor) -> Tensor:
+        y = original(layer, ids)
+        if not torch.compiler.is_compiling():
+            add(y, ids)
+        elif state.is_mixed:
+            traced(y, ids)
         return y
 
     return embedding
@@ -83,15 +109,27 @@ def _lookup(site: Site, state: StepState) -> Callable[..., Tensor]:
 def _norm_forward(site: Site, state: StepState) -> Callable[..., Any]:
     eps = float(getattr(site.module, "variance_epsilon", 1e-6))
 
+    def changes() -> bool:
+        coefficients = state.tokens
+        return coefficients is not None and not site.deltas.dense.keys().isdisjoint(
+            coefficients.columns
+        )
+
+    def add(y: Tensor, x: Tensor) -> None:
+        if state.tokens is not None and changes():
+            add_norm(site, state.tokens, y, x, eps)
+
+    traced = operator(add)
+
     def forward(original: Callable[..., Any], x: Tensor, residual: Tensor | None) -> Any:
-        coefficients, deltas = state.tokens, site.deltas
-        if coefficients is None or deltas.dense.keys().isdisjoint(coefficients.columns):
+        is_traced = torch.compiler.is_compiling()
+        if not (state.is_mixed if is_traced else changes()):
             return original(x, residual)
         before = x.clone() if residual is None else None  # a norm may write in place
         result = original(x, residual)
         y, source = (result, before) if residual is None else result
         assert source is not None
-        add_norm(site, coefficients, y, source, eps)
+        (traced if is_traced else add)(y, source)
         return result
 
     return forward

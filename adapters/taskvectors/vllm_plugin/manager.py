@@ -22,7 +22,7 @@ from taskvectors.kernel_choice import chosen_kernels
 from taskvectors.kernels.cpu import warm_up
 from taskvectors.spec import Loadout
 from taskvectors.store.tiered import TieredFiles
-from taskvectors.vllm_plugin import compat
+from taskvectors.vllm_plugin import compat, compilation
 from taskvectors.vllm_plugin.arena_layers import ArenaLayers
 from taskvectors.vllm_plugin.coefficients import CoefficientTable, WeightedColumn
 from taskvectors.vllm_plugin.config import PluginConfig
@@ -44,6 +44,12 @@ def create(vllm_config: Any, device: torch.device) -> "TaskVectorManager | None"
     return None if config is None else TaskVectorManager(config, vllm_config, device)
 
 
+def asks_to_compile(vllm_config: Any) -> bool:
+    """Whether the engine's additional config has task vectors, compiled."""
+    config = PluginConfig.from_additional_config(vllm_config.additional_config)
+    return config is not None and config.compiled
+
+
 def pinned_pages(nbytes: int) -> memoryview:
     """Memory that the device may read by itself. Raises RuntimeError where there is none."""
     pages: memoryview = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy().data
@@ -60,7 +66,7 @@ class TaskVectorManager:
 
     def __init__(self, config: PluginConfig, vllm_config: Any, device: torch.device) -> None:
         self._kernels = chosen_kernels(config.kernels, device.type)
-        compat.check_engine(vllm_config, self._kernels)
+        compat.check_engine(vllm_config, self._kernels, compiled=config.compiled)
         self._config = config
         self._vllm_config = vllm_config
         self._device = device
@@ -87,6 +93,8 @@ class TaskVectorManager:
         else:
             for site in index.sites:
                 hook(site, self._state)
+            if compilation.add_twins(model, self._state):
+                logger.info("task vectors: the model is compiled twice, for steps without and with")
         if self._kernels == "cpu":
             warm_up(dtype)
         self._files = TieredFiles(
@@ -214,6 +222,15 @@ class TaskVectorManager:
             yield
         finally:
             self._state.prompt_hidden = None
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """While open, a compiled model runs as for steps with loadouts, to be traced so."""
+        self._state.rehearses = True
+        try:
+            yield
+        finally:
+            self._state.rehearses = False
 
     def _activate(self, request: Any, busy: set[int]) -> None:
         """Give a loadout a slot; one that cannot be served gets none, and so is poisoned."""

@@ -63,6 +63,9 @@ def serve(
     placement: Annotated[
         str, typer.Option(help="auto composes hot loadouts in the background; off never does.")
     ] = "off",
+    compile_model: Annotated[
+        bool, typer.Option("--compile", help="On a CPU: faster answers, for a slower start.")
+    ] = False,
     max_upload_bytes: Annotated[str, typer.Option(help="Largest file to accept.")] = "4GiB",
     max_body_bytes: Annotated[str, typer.Option(help="Largest request to accept.")] = "32MiB",
     max_model_len: Annotated[int | None, typer.Option(help="Longest context in tokens.")] = None,
@@ -127,6 +130,7 @@ def serve(
         composed_bytes=parse_size(composed_bytes),
         compose_memory_bytes=parse_size(compose_memory),
         placement=placement,
+        compiles=compile_model,
         tiers=TierSettings(
             order=parse_tiers(tiers),
             memory_bytes=parse_size(host_bytes),

@@ -32,7 +32,7 @@ def engine_command(config: GatewayConfig, socket: Path, fingerprint: str) -> lis
     command += ["--model", str(config.model), "--served-model-name", config.name]
     command += ["--uds", str(socket), "--dtype", config.dtype, "--disable-uvicorn-access-log"]
     command += ["--enable-lora", "--max-loras", str(config.slots), "--max-lora-rank", "1"]
-    command += ["--enforce-eager", "--enable-prompt-tokens-details"]
+    command += ["--enable-prompt-tokens-details", *([] if config.compiles else ["--enforce-eager"])]
     if not _has_endpoint_plugins():
         command += ["--middleware", "taskvectors.vllm_plugin.endpoint.LoadoutMiddleware"]
     command += ["--additional-config", json.dumps(_additional_config(config, fingerprint))]
@@ -63,6 +63,7 @@ def _additional_config(config: GatewayConfig, fingerprint: str) -> dict[str, obj
         "composed_bytes": config.composed_bytes,
         "compose_memory_bytes": config.compose_memory_bytes,
         "placement": config.placement,
+        "compiled": config.compiles,
         "base_fingerprint": fingerprint,
         "max_vectors": config.max_vectors,
         "admission_timeout_s": ADMISSION_TIMEOUT_S,
