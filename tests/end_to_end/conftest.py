@@ -27,6 +27,7 @@ from tests.end_to_end.synthetic import Maker, Synthetic
 
 OUTFITTER = str(Path(sys.executable).with_name("outfitter"))
 START_TIMEOUT_S = 240
+CLIENT_TIMEOUT_S = 300
 SLOTS = 8
 POOL_BYTES = 48 << 20
 MODEL = "smollm2"
@@ -87,8 +88,11 @@ class Gateway:
         return Path(api.cmdline()[api.cmdline().index("--uds") + 1])
 
     def client(self) -> openai.AsyncOpenAI:
-        """The stock client, without retries so that every error is seen."""
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+        """The stock client, without retries so that every error is seen. On a busy machine its
+        default of 5 s to connect is short."""
+        return openai.AsyncOpenAI(
+            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=CLIENT_TIMEOUT_S
+        )
 
     def ask(self, task_vectors: dict[str, float]) -> dict[str, Any]:
         """A short greedy completion with log probabilities, as JSON."""
@@ -112,14 +116,17 @@ def outfitter(*args: str) -> str:
 def serving(
     model: Path, name: str, folder: Path, *args: str, **environment: str
 ) -> Iterator[Gateway]:
-    """`outfitter serve` on a free port, with a store of its own; every process is gone after."""
+    """`outfitter serve` on a free port, with a store of its own; every process is gone after.
+
+    The variable SERVE_OPTIONS, such as `--compile`, goes to every server.
+    """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     log = folder / f"{name}.log"
     command = [
         *(OUTFITTER, "serve", "--model", str(model), "--name", name),
         *("--store", str(folder / f"{name}-store"), "--port", str(port), "--dtype", "float32"),
-        *args,
+        *(*os.environ.get("SERVE_OPTIONS", "").split(), *args),
     ]
     with log.open("wb") as sink:
         state = environment or services.environment(folder / name)

@@ -131,6 +131,7 @@ def test_requests_wait_and_none_fails(
             promotion = asyncio.create_task(asyncio.to_thread(ask, promoting, "POST", body))
             while not (await asyncio.to_thread(ask, promoting, "GET"))["is_changing"]:
                 assert not promotion.done()
+                await asyncio.sleep(0.01)
             await asyncio.sleep(0.2)  # the engine hears of it a moment later
             assert not any(task.done() for task in (promotion, *running)), "nothing to wait for"
             waiting = [start(PROMPTS[2], None, 8), start(PROMPTS[3], {"sparse": 1.0}, 8)]
