@@ -16,6 +16,8 @@ from fastapi import Depends, Request
 
 from outfitter.config import GatewayConfig
 from outfitter.control.fields import OPENAI_FIELDS, known_fields
+from outfitter.control.outcome import Outcome
+from outfitter.control.principal import OPEN, Principal
 from outfitter.control.resolve import Plan, plan
 from outfitter.engine.command import engine_command, engine_environment
 from outfitter.engine.relay import Relay
@@ -64,6 +66,8 @@ class Gateway:
     planners: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(MAX_PLANNERS))
     """Of their own: requests go on while other routes wait for a slow database."""
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
+    observers: list[Callable[[Outcome], None]] = field(default_factory=list)
+    """Told of every relayed request, once, when it has ended."""
 
     async def run(self) -> None:
         """Prepare the base and keep the engine alive, until cancelled or given up."""
@@ -186,3 +190,10 @@ def _gateway(request: Request) -> Gateway:
 
 
 GatewayDep = Annotated[Gateway, Depends(_gateway)]
+
+
+def _principal(_: Request) -> Principal:
+    return OPEN
+
+
+PrincipalDep = Annotated[Principal, Depends(_principal)]
