@@ -30,7 +30,6 @@ from taskvectors.kernels.blocks import (
 from taskvectors.kernels.simd import (
     TILE,
     add_tile,
-    addresses,
     next_column,
     pack_tile,
     pointer,
@@ -68,7 +67,7 @@ def _pack(x, width, lanes, tokens, coef, packed, sources, factors):  # type: ign
         factors[lane] = coef[lane] if known else np.float32(0)
     whole = width // TILE * TILE
     for first in range(0, lanes, TILE):
-        some, weights = addresses(sources[first:]), pointer(factors[first:])
+        some, weights = pointer(sources[first:]), pointer(factors[first:])
         out = pointer(packed)
         for i in range(0, whole, TILE):
             pack_tile(some, i, weights, out, i * lanes + first, lanes)
@@ -90,7 +89,7 @@ def _unpack(y, start, rows, lanes, tokens, total, targets, nowhere):  # type: ig
         targets[lane] = into if known else nowhere.ctypes.data
     whole = rows // TILE * TILE
     for first in range(0, min(lanes, len(tokens)), TILE):
-        some, source = addresses(targets[first:]), pointer(total)
+        some, source = pointer(targets[first:]), pointer(total)
         for r in range(0, whole, TILE):
             add_tile(some, r, source, r * lanes + first, lanes)
     for r in range(whole, rows):
@@ -105,6 +104,7 @@ def _runs(lanes: int) -> Any:
     @_compiled()
     def product(order, lengths, position, value, packed, total):  # type: ignore[no-untyped-def]
         packed, total = pointer(packed), pointer(total)
+        position, value = pointer(position), pointer(value)
         one, two = new(), new()
         run = entry = 0
         for group in range(len(lengths)):
@@ -218,7 +218,7 @@ def _tiles(lanes: int) -> Any:
     @_compiled()
     def multiply(matrix, rows, width, row_pitch, pitch, source, out):  # type: ignore[no-untyped-def]
         """out[r] = Σ_i matrix[r · row_pitch + i · pitch] · source[i], lanes side by side."""
-        source, out = pointer(source), pointer(out)
+        source, out, matrix = pointer(source), pointer(out), pointer(matrix)
         c0, c1, c2, c3 = new(), new(), new(), new()
         for r in range(0, rows, 4):
             last = rows - 1  # what is beyond the end is computed as the last, and again

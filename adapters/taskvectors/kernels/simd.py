@@ -39,12 +39,16 @@ def void_pointer(_context: Any, address: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def pointer(_context: Any, array: Any) -> Any:
-    """A pointer to the first element of a float32 array."""
+    """A pointer to the first element of an array; it may be indexed, from 0 on.
+
+    An index into an array is asked each time whether it counts from the end; that takes longer
+    than a nonzero does.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return context.make_array(signature.args[0])(context, builder, arguments[0]).data
 
-    return types.CPointer(types.float32)(array), generate
+    return types.CPointer(array.dtype)(array), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -173,16 +177,6 @@ def _address(builder: Any, addresses: Any, lane: int, offset: Any) -> Any:
     begin = builder.load(builder.gep(addresses, [ir.Constant(word, lane)]))
     pointer = builder.inttoptr(begin, ir.FloatType().as_pointer())
     return _at(builder, pointer, offset, TILE)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def addresses(_context: Any, array: Any) -> Any:
-    """A pointer to the first element of an int64 array."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return context.make_array(signature.args[0])(context, builder, arguments[0]).data
-
-    return types.CPointer(types.int64)(array), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
