@@ -28,10 +28,7 @@ from taskvectors.kernels.blocks import (
     WIDTH,
 )
 from taskvectors.kernels.simd import (
-    TILE,
-    add_tile,
     next_column,
-    pack_tile,
     pointer,
     void_pointer,
     widened,
@@ -54,47 +51,58 @@ def _compiled(**options: Any) -> Callable[[Any], Any]:
     return wrap
 
 
-@_compiled()
-def _pack(x, width, lanes, tokens, coef, packed, sources, factors):  # type: ignore[no-untyped-def]
-    """packed[i · lanes + lane] = coef[lane] · x[tokens[lane], i]; lanes without a token hold any.
+def _gathering(size: int) -> tuple[Any, Any]:
+    """Between the rows of tokens and their lanes, by squares of `size`."""
+    pack_tile, add_tile = simd.tiles(size)
 
-    `lanes` is a multiple of 8. sources: int64 [16] and factors: float32 [16] are for its use.
-    """
-    item, pitch = x.itemsize, x.shape[1]
-    for lane in range(lanes):
-        known = lane < len(tokens)
-        sources[lane] = x.ctypes.data + item * pitch * tokens[lane if known else 0]
-        factors[lane] = coef[lane] if known else np.float32(0)
-    whole = width // TILE * TILE
-    for first in range(0, lanes, TILE):
-        some, weights = pointer(sources[first:]), pointer(factors[first:])
-        out = pointer(packed)
-        for i in range(0, whole, TILE):
-            pack_tile(some, i, weights, out, i * lanes + first, lanes)
-    for i in range(whole, width):
-        for lane in range(len(tokens)):
-            packed[i * lanes + lane] = x[tokens[lane], i] * coef[lane]
+    @_compiled()
+    def pack(x, width, lanes, tokens, coef, packed, sources, factors):  # type: ignore[no-untyped-def]
+        """packed[i · lanes + lane] = coef[lane] · x[tokens[lane], i]; lanes without a token hold
+        any.
+
+        `lanes` is a multiple of `size`. sources: int64 [16] and factors: float32 [16] are for its
+        use.
+        """
+        item, pitch = x.itemsize, x.shape[1]
+        for lane in range(lanes):
+            known = lane < len(tokens)
+            sources[lane] = x.ctypes.data + item * pitch * tokens[lane if known else 0]
+            factors[lane] = coef[lane] if known else np.float32(0)
+        whole = width // size * size
+        for first in range(0, lanes, size):
+            some, weights = pointer(sources[first:]), pointer(factors[first:])
+            out = pointer(packed)
+            for i in range(0, whole, size):
+                pack_tile(some, i, weights, out, i * lanes + first, lanes)
+        for i in range(whole, width):
+            for lane in range(len(tokens)):
+                packed[i * lanes + lane] = x[tokens[lane], i] * coef[lane]
+
+    @_compiled()
+    def unpack(y, start, rows, lanes, tokens, total, targets, nowhere):  # type: ignore[no-untyped-def]
+        """y[tokens[lane], start + r] += total[r · lanes + lane].
+
+        nowhere: as long as a row of y, for lanes without a token.
+        """
+        item, pitch = y.itemsize, y.shape[1]
+        for lane in range(lanes):
+            known = lane < len(tokens)
+            into = y.ctypes.data + item * (pitch * tokens[lane if known else 0] + start)
+            targets[lane] = into if known else nowhere.ctypes.data
+        whole = rows // size * size
+        for first in range(0, min(lanes, len(tokens)), size):
+            some, source = pointer(targets[first:]), pointer(total)
+            for r in range(0, whole, size):
+                add_tile(some, r, source, r * lanes + first, lanes)
+        for r in range(whole, rows):
+            for lane in range(len(tokens)):
+                y[tokens[lane], start + r] += total[r * lanes + lane]
+
+    return pack, unpack
 
 
-@_compiled()
-def _unpack(y, start, rows, lanes, tokens, total, targets, nowhere):  # type: ignore[no-untyped-def]
-    """y[tokens[lane], start + r] += total[r · lanes + lane].
-
-    nowhere: as long as a row of y, for lanes without a token.
-    """
-    item, pitch = y.itemsize, y.shape[1]
-    for lane in range(lanes):
-        known = lane < len(tokens)
-        into = y.ctypes.data + item * (pitch * tokens[lane if known else 0] + start)
-        targets[lane] = into if known else nowhere.ctypes.data
-    whole = rows // TILE * TILE
-    for first in range(0, min(lanes, len(tokens)), TILE):
-        some, source = pointer(targets[first:]), pointer(total)
-        for r in range(0, whole, TILE):
-            add_tile(some, r, source, r * lanes + first, lanes)
-    for r in range(whole, rows):
-        for lane in range(len(tokens)):
-            y[tokens[lane], start + r] += total[r * lanes + lane]
+_pack_4, _unpack_4 = _gathering(4)
+_pack, _unpack = _gathering(8)
 
 
 def _runs(lanes: int) -> Any:
@@ -135,13 +143,13 @@ def _runs(lanes: int) -> Any:
     return product
 
 
-_runs_16, _runs_8, _runs_1 = _runs(16), _runs(8), _runs(1)
+_runs_16, _runs_8, _runs_4, _runs_1 = _runs(16), _runs(8), _runs(4), _runs(1)
 
 
 @_compiled()
 def _lanes(left):  # type: ignore[no-untyped-def]
     """How many lanes the next of `left` tokens take."""
-    return 16 if left > 8 else (8 if left > 1 else 1)
+    return 16 if left > 8 else (8 if left > 4 else (4 if left > 1 else 1))
 
 
 @_compiled()
@@ -168,6 +176,11 @@ def _add_sparse(y, x, field, position_type, value_type, tokens, coef, keep, scra
             into = y[some[0], start : start + rows]
             for r in range(rows):
                 into[r] += total[r]
+        elif lanes == 4:
+            if not keep or len(tokens) > MOST_LANES:
+                _pack_4(x, width, lanes, some, weights, packed, lane_work, factors)
+            _runs_4(order, lengths, position, value, packed, total)
+            _unpack_4(y, start, rows, lanes, some, total, lane_work, rest)
         else:
             if not keep or len(tokens) > MOST_LANES:
                 _pack(x, width, lanes, some, weights, packed, lane_work, factors)

@@ -148,75 +148,78 @@ def register(lanes: int) -> Register:
     return Register(new, clear, add, store)
 
 
-TILE = 8
-"""Rows and columns of a tile that is transposed in registers."""
+class Tiles(NamedTuple):
+    """Squares of float32 values that are transposed in registers.
+
+    pack(sources, offset, factors, out, at, stride): out[at + i · stride + lane] = factors[lane] ·
+    sources[lane][offset + i], for i and lane below the size. add(targets, offset, total, at,
+    stride): targets[lane][offset + i] += total[at + i · stride + lane].
+    """
+
+    pack: Any
+    add: Any
+
+
+def tiles(size: int) -> Tiles:
+    """The operations for 4 or 8 rows and columns."""
+    word = ir.IntType(64)
+
+    def address(builder: Any, pointers: Any, lane: int, offset: Any) -> Any:
+        """A vector pointer, `offset` floats behind the `lane`-th of some addresses."""
+        begin = builder.load(builder.gep(pointers, [ir.Constant(word, lane)]))
+        place = builder.inttoptr(begin, ir.FloatType().as_pointer())
+        return _at(builder, place, offset, size)
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def pack(
+        _context: Any, sources: Any, _offset: Any, factors: Any, out: Any, _begin: Any, _stride: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            sources, offset, factors, out, at, stride = arguments
+            rows = []
+            for lane in range(size):
+                row = builder.load(address(builder, sources, lane, offset), align=4)
+                factor = builder.load(builder.gep(factors, [ir.Constant(word, lane)]))
+                rows.append(builder.fmul(row, _splat(builder, factor, size)))
+            for i, column in enumerate(_transposed(builder, rows)):
+                place = builder.add(at, builder.mul(stride, ir.Constant(word, i)))
+                builder.store(column, _at(builder, out, place, size), align=4)
+            return context.get_dummy_value()
+
+        return types.void(sources, types.int64, factors, out, types.int64, types.int64), generate
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def add(
+        _context: Any, targets: Any, _offset: Any, total: Any, _begin: Any, _stride: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            targets, offset, total, at, stride = arguments
+            rows = []
+            for i in range(size):
+                place = builder.add(at, builder.mul(stride, ir.Constant(word, i)))
+                rows.append(builder.load(_at(builder, total, place, size), align=4))
+            for lane, column in enumerate(_transposed(builder, rows)):
+                target = address(builder, targets, lane, offset)
+                builder.store(builder.fadd(builder.load(target, align=4), column), target, align=4)
+            return context.get_dummy_value()
+
+        return types.void(targets, types.int64, total, types.int64, types.int64), generate
+
+    return Tiles(pack, add)
 
 
 def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
-    """Eight vectors of eight lanes, transposed by three rounds of shuffles."""
-    stages = (
-        (1, [0, 8, 2, 10, 4, 12, 6, 14], [1, 9, 3, 11, 5, 13, 7, 15]),
-        (2, [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]),
-        (4, [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]),
-    )
-    kind = ir.VectorType(ir.IntType(32), TILE)
-    for distance, low, high in stages:
+    """As many vectors as each has lanes, a power of two, transposed by rounds of shuffles."""
+    size = len(rows)
+    kind, distance = ir.VectorType(ir.IntType(32), size), 1
+    while distance < size:
+        low = [size + i - distance if i & distance else i for i in range(size)]
+        high = [size + i if i & distance else i + distance for i in range(size)]
         new = list(rows)
-        for i in range(TILE):
+        for i in range(size):
             if not i & distance:
                 pair = rows[i], rows[i + distance]
                 new[i] = builder.shuffle_vector(*pair, ir.Constant(kind, low))
                 new[i + distance] = builder.shuffle_vector(*pair, ir.Constant(kind, high))
-        rows = new
+        rows, distance = new, 2 * distance
     return rows
-
-
-def _address(builder: Any, addresses: Any, lane: int, offset: Any) -> Any:
-    """A vector pointer, `offset` floats behind the `lane`-th of some addresses."""
-    word = ir.IntType(64)
-    begin = builder.load(builder.gep(addresses, [ir.Constant(word, lane)]))
-    pointer = builder.inttoptr(begin, ir.FloatType().as_pointer())
-    return _at(builder, pointer, offset, TILE)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def pack_tile(
-    _context: Any, sources: Any, _offset: Any, factors: Any, out: Any, _begin: Any, _stride: Any
-) -> Any:
-    """out[at + i · stride + lane] = factors[lane] · sources[lane][offset + i], i and lane < 8."""
-
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        sources, offset, factors, out, at, stride = arguments
-        word = ir.IntType(64)
-        rows = []
-        for lane in range(TILE):
-            row = builder.load(_address(builder, sources, lane, offset), align=4)
-            factor = builder.load(builder.gep(factors, [ir.Constant(word, lane)]))
-            rows.append(builder.fmul(row, _splat(builder, factor, TILE)))
-        for i, column in enumerate(_transposed(builder, rows)):
-            place = builder.add(at, builder.mul(stride, ir.Constant(word, i)))
-            builder.store(column, _at(builder, out, place, TILE), align=4)
-        return context.get_dummy_value()
-
-    return types.void(sources, types.int64, factors, out, types.int64, types.int64), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def add_tile(
-    _context: Any, targets: Any, _offset: Any, total: Any, _begin: Any, _stride: Any
-) -> Any:
-    """targets[lane][offset + i] += total[at + i · stride + lane], i and lane < 8."""
-
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        targets, offset, total, at, stride = arguments
-        word = ir.IntType(64)
-        rows = []
-        for i in range(TILE):
-            place = builder.add(at, builder.mul(stride, ir.Constant(word, i)))
-            rows.append(builder.load(_at(builder, total, place, TILE), align=4))
-        for lane, column in enumerate(_transposed(builder, rows)):
-            target = _address(builder, targets, lane, offset)
-            builder.store(builder.fadd(builder.load(target, align=4), column), target, align=4)
-        return context.get_dummy_value()
-
-    return types.void(targets, types.int64, total, types.int64, types.int64), generate
