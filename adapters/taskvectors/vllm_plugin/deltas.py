@@ -4,6 +4,7 @@
 one assignment, so a step sees either the old or the new and never something between.
 """
 
+import functools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -103,6 +104,11 @@ class Deltas:
         default_factory=lambda: MappingProxyType({})
     )
     bias: Mapping[int, tuple[PartTensor, ...]] = field(default_factory=lambda: MappingProxyType({}))
+
+    @functools.cached_property
+    def is_packed(self) -> bool:
+        """Whether nothing is here but `packed`."""
+        return self.low_rank is None and not (self.sparse or self.dense or self.bias)
 
     def with_vector(self, column: int, staged: "StagedDeltas") -> "Deltas":
         """These and one more vector."""

@@ -148,6 +148,8 @@ def add_linear(site: Site, coefficients: StepCoefficients, y: Tensor, x: Tensor)
     deltas = site.deltas
     if deltas.packed.blocks:
         add_layer(y, x, deltas.packed, coefficients.groups)
+    if deltas.is_packed:
+        return
     if deltas.low_rank is not None:
         _add_low_rank(site, deltas.low_rank, coefficients, y, x)
     for column in coefficients.columns:

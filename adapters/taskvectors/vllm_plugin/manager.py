@@ -205,7 +205,9 @@ class TaskVectorManager:
     def _plan(self, mapping: Any) -> None:
         tokens, samples = mapping.index_mapping, mapping.prompt_mapping
         if self._arena is None:
-            self._state.tokens, self._state.samples = self._gather(tokens), self._gather(samples)
+            self._state.tokens = self._gather(tokens)
+            same = samples == tokens  # in a step that only decodes
+            self._state.samples = self._state.tokens if same else self._gather(samples)
             return
         ids = (np.asarray(mapped, dtype=np.int64) for mapped in (tokens, samples))
         self._arena.write_step(*(self._rows(mapped) for mapped in ids))
@@ -256,8 +258,9 @@ class TaskVectorManager:
                 request.lora_name, len(vectors), self._arena.max_mixed,
             )  # fmt: skip
             return
+        if (gone := self._slots.make_room(busy)) is not None:
+            self._loadouts.pop(gone, None)
         row = self._slots.assign(request.lora_int_id, busy)
-        self._loadouts = {i: held for i, held in self._loadouts.items() if i in self._slots}
         self._loadouts[request.lora_int_id] = loadout
         self._table.write(row, vectors)
         if self._arena is not None:

@@ -30,11 +30,17 @@ class SlotTable:
     def assign(self, loadout_id: int, busy: Collection[int]) -> int:
         """Give `loadout_id` a row, taking it from the oldest id that is not in `busy`."""
         assert loadout_id not in self._rows
-        if not self._free:
-            oldest = next(other for other in self._rows if other not in busy)
-            self.release(oldest)
+        self.make_room(busy)
         self._rows[loadout_id] = self._free.pop()
         return self._rows[loadout_id]
+
+    def make_room(self, busy: Collection[int]) -> int | None:
+        """Unless a row is free, take one back from the oldest id that is not in `busy`: which."""
+        if self._free:
+            return None
+        oldest = next(other for other in self._rows if other not in busy)
+        self.release(oldest)
+        return oldest
 
     def release(self, loadout_id: int) -> int | None:
         """Take the row back and return it; None when the id has none."""

@@ -30,3 +30,13 @@ def test_a_released_slot_is_dealt_out_again() -> None:
     assert table.release(1) == row
     assert table.release(1) is None
     assert table.assign(2, busy=()) == row
+
+
+def test_who_loses_a_slot_is_told() -> None:
+    table = SlotTable(2)
+    assert table.make_room(busy=()) is None
+    table.assign(1, busy=())
+    table.assign(2, busy=())
+    assert table.make_room(busy={1}) == 2
+    assert table.make_room(busy=()) is None
+    assert list(table) == [1]
