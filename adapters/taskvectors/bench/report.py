@@ -44,7 +44,7 @@ def summary(outcome: Outcome) -> str:
     """How many goals are met, and on what."""
     settings = outcome.settings
     met = sum(verdict.is_met for verdict in outcome.verdicts)
-    mode = "eager" if settings.is_eager else "graphs"
+    mode = "eager" if settings.eager else "compiled"
     return (
         f"{met} of {len(outcome.verdicts)} goals met; {outcome.device}, {settings.value_dtype},"
         f" {mode}, {settings.threads} thread(s), seed {settings.seed}"
@@ -62,7 +62,7 @@ def to_json(outcome: Outcome, command: str) -> dict[str, object]:
             "model": shown_path(settings.model),
             "device": outcome.device,
             "dtype": settings.value_dtype,
-            "eager": settings.is_eager,
+            "eager": settings.eager,
             "graphs_and_compilation": _graphs(outcome),
             "threads": settings.threads,
             "random_weights": settings.dummy,
@@ -77,9 +77,11 @@ def to_json(outcome: Outcome, command: str) -> dict[str, object]:
 
 
 def _graphs(outcome: Outcome) -> str:
+    if outcome.settings.eager:
+        return "off in all engines"
     if outcome.device == "cpu":
-        return "off in all engines: vLLM compiles nothing on a CPU once LoRA is on"
-    return "off in all engines" if outcome.settings.is_eager else "on in all engines"
+        return "plain and plugin compiled; stock eager: vLLM compiles nothing there with LoRA"
+    return "on in all engines"
 
 
 def _row(figure: Figure, verdict: Verdict | None) -> Row:

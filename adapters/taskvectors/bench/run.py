@@ -123,6 +123,6 @@ def _spec(kind: Kind, settings: Settings, vectors: Vectors) -> EngineSpec:
         slots=settings.flat_batch if kind == "plugin" else settings.many,
         pool_bytes=2 * sum(vectors.nbytes.values()) + (64 << 20),
         threads=settings.threads,
-        eager=settings.is_eager,
+        eager=settings.eager,
         extra=extra,
     )

@@ -20,7 +20,8 @@ class Settings:
     """Options of a run; None where the device decides.
 
     batches: of the decode steps. steps: rounds in which each engine makes one step. dummy: random
-    weights of the model's shape. memory: the share of a GPU for each engine. eager: without graphs.
+    weights of the model's shape. memory: the share of a GPU for each engine. eager: without
+    graphs and compilation, which vLLM uses by itself.
     """
 
     model: Path
@@ -31,7 +32,7 @@ class Settings:
     dummy: bool = False
     memory: float | None = None
     threads: int = 1
-    eager: bool | None = None
+    eager: bool = False
     seed: int = SEED
     quick: bool = False
     on_gpu: bool = field(default_factory=has_gpu)
@@ -56,12 +57,6 @@ class Settings:
     def value_dtype(self) -> str:
         """Of the engines."""
         return self.dtype or ("bfloat16" if self.on_gpu else "float32")
-
-    @property
-    def is_eager(self) -> bool:
-        """Whether the engines run without graphs and compilation; always so on a CPU, where vLLM
-        compiles nothing once LoRA is on."""
-        return not self.on_gpu if self.eager is None else self.eager
 
     @property
     def decode_batches(self) -> tuple[int, ...]:

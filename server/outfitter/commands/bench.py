@@ -44,8 +44,8 @@ def bench(
     threads: Annotated[int, typer.Option(help="Processor threads of each engine.")] = 1,
     seed: Annotated[int, typer.Option(help="Of vectors, weights and turns.")] = SEED,
     eager: Annotated[
-        bool | None, typer.Option("--eager/--graphs", help="Eager on a CPU unless given.")
-    ] = None,
+        bool, typer.Option("--eager", help="Without graphs and compilation.")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="About two minutes: fewer rounds, smaller batches.")
     ] = False,
