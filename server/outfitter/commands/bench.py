@@ -43,9 +43,7 @@ def bench(
     ] = None,
     threads: Annotated[int, typer.Option(help="Processor threads of each engine.")] = 1,
     seed: Annotated[int, typer.Option(help="Of vectors, weights and turns.")] = SEED,
-    eager: Annotated[
-        bool, typer.Option("--eager", help="Without graphs and compilation.")
-    ] = False,
+    eager: Annotated[bool, typer.Option("--eager", help="Without graphs and compilation.")] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="About two minutes: fewer rounds, smaller batches.")
     ] = False,
