@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import copy
+import ctypes
 import functools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -247,6 +248,13 @@ def available_memory() -> int:
     import psutil  # type: ignore[import-untyped]  # vLLM's own requirement
 
     return int(psutil.virtual_memory().available)
+
+
+def release_free_memory() -> None:
+    """Let the C library give the system back what it keeps of freed memory, where it can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @contextlib.asynccontextmanager
