@@ -9,6 +9,7 @@ from numba import carray, njit
 from taskvectors.kernels import simd
 from taskvectors.kernels.blocks import (
     COLUMN,
+    FIELDS,
     FIRST,
     FOURTH,
     GROUPS,
@@ -300,8 +301,15 @@ def _add_low_rank(y, x, field, value_type, scale, tokens, coef, keep, scratch, l
 
 
 @_compiled()
-def add_float32(y, x, fields, scales, bounds, tokens, coef, scratch, lane_work):  # type: ignore[no-untyped-def]
+def _add_blocks(y, x, table, groups, scratch, lane_work):  # type: ignore[no-untyped-def]
     """All blocks of a layer. y, x: float32."""
+    place = carray(void_pointer(table), (3,), np.int64)
+    fields = carray(void_pointer(place[0]), (place[1], FIELDS), np.int64)
+    scales = carray(void_pointer(place[2]), (place[1],), np.float32)
+    place = carray(void_pointer(groups), (6,), np.int64)
+    bounds = carray(void_pointer(place[0]), (place[1], 2), np.int32)
+    tokens = carray(void_pointer(place[2]), (place[3],), np.int32)
+    coef = carray(void_pointer(place[4]), (place[5], place[3]), np.float32)
     packed = -1
     for n in range(len(fields)):
         field = fields[n]
@@ -342,9 +350,18 @@ def _rounded(value):  # type: ignore[no-untyped-def]
 
 
 @_compiled()
-def add_bf16(y, x, fields, scales, bounds, tokens, coef, scratch, lane_work):  # type: ignore[no-untyped-def]
+def add_float32(y, x, rows, out, width, table, groups, scratch, lane_work):  # type: ignore[no-untyped-def]
+    """All blocks of a layer. y, x, table and groups are addresses; y and x of float32."""
+    y = carray(void_pointer(y), (rows, out), np.float32)
+    x = carray(void_pointer(x), (rows, width), np.float32)
+    _add_blocks(y, x, table, groups, scratch, lane_work)
+
+
+@_compiled()
+def add_bf16(y, x, rows, out, width, table, groups, scratch, lane_work):  # type: ignore[no-untyped-def]
     """The same for bits of bfloat16; the sum of all blocks is rounded once, with y."""
-    rows, width, out = len(x), x.shape[1], y.shape[1]
+    y = carray(void_pointer(y), (rows, out), np.uint16)
+    x = carray(void_pointer(x), (rows, width), np.uint16)
     wide = scratch[: rows * width].reshape(rows, width)
     total = scratch[rows * width : rows * (width + out)].reshape(rows, out)
     for t in range(rows):
@@ -352,7 +369,7 @@ def add_bf16(y, x, fields, scales, bounds, tokens, coef, scratch, lane_work):  #
             wide[t, i] = widened(x[t, i])
     total[:] = 0
     rest = scratch[rows * (width + out) :]
-    add_float32(total, wide, fields, scales, bounds, tokens, coef, rest, lane_work)
+    _add_blocks(total, wide, table, groups, rest, lane_work)
     for t in range(rows):
         for i in range(out):
             y[t, i] = _rounded(widened(y[t, i]) + total[t, i])

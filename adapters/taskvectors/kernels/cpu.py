@@ -31,13 +31,12 @@ def add_layer(y: Tensor, x: Tensor, table: LayerTable, groups: TokenGroups) -> N
         add_layer(total, x.float(), table, groups)
         y += total.to(y.dtype)
         return
-    arguments = (table.fields, table.scales, groups.bounds, groups.tokens, groups.coef)
-    if x.dtype == torch.bfloat16:
-        into, source = _bits(y), _bits(x)
-    else:
-        into, source = y.numpy(), x.contiguous().numpy()
-    scratch = _scratch(table.scratch + x.numel() + y.numel())
-    _compiled(x.dtype)(into, source, *arguments, scratch, _LANES)
+    x = x.contiguous()
+    rows, width = x.shape
+    out = y.shape[1]
+    scratch = _scratch(table.scratch + rows * (width + out))
+    run, places = _compiled(x.dtype), (table.address, groups.address)
+    run(y.data_ptr(), x.data_ptr(), rows, out, width, *places, scratch, _LANES)
 
 
 def warm_up(dtype: torch.dtype) -> None:
@@ -58,11 +57,6 @@ def _compiled(dtype: torch.dtype) -> Callable[..., None]:
     run: Callable[..., None]
     run = compiled.add_bf16 if dtype == torch.bfloat16 else compiled.add_float32
     return run
-
-
-def _bits(tensor: Tensor) -> Array:
-    """The bits of a bfloat16 tensor; shares its memory if that is contiguous."""
-    return tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
 
 
 _LANES = np.zeros(MOST_LANES, np.int64)
