@@ -26,7 +26,7 @@ from tests.end_to_end.oracle import Oracle
 from tests.end_to_end.synthetic import Maker, Synthetic
 
 OUTFITTER = str(Path(sys.executable).with_name("outfitter"))
-START_TIMEOUT_S = 240
+START_TIMEOUT_S = 600
 CLIENT_TIMEOUT_S = 300
 SLOTS = 8
 POOL_BYTES = 48 << 20
