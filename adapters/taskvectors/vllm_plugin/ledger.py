@@ -1,42 +1,46 @@
 """The ledger: which vectors are in the pool, who uses them, and what goes out. Pure, no I/O.
 
 One ledger in the API server decides for the worker's pool, because vLLM's scheduler counts slots
-and not bytes: a request reaches the engine only when all its vectors have been reserved.
+and not bytes: a request reaches the engine only when all its vectors have been reserved. Where
+several tenants are active, `shares` says whose vectors go out; else the least recently used do.
 """
 
+import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from taskvectors.errors import PoolTooSmall
-
-
-@dataclass
-class Entry:
-    """One vector in the pool. `users` counts the requests that hold it."""
-
-    digest: str
-    column: int
-    nbytes: int
-    users: int = 0
+from taskvectors.vllm_plugin.shares import Division, Entry, Shares, Size
+from taskvectors.vllm_plugin.tenant import Tenant
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """The entries that a request holds, and what the worker must do first."""
+    """The entries that a request holds, and what the worker must do first.
+
+    tag: of the tenant that it counts for, if any.
+    """
 
     entries: tuple[Entry, ...]
     load: Mapping[str, int]
     evict: tuple[str, ...]
+    tag: str | None = None
 
 
 class Ledger:
-    """A byte budget and a number of columns; entries in use are never evicted."""
+    """A byte budget and a number of columns; entries in use are never evicted. clock: seconds."""
 
-    def __init__(self, pool_bytes: int, max_vectors: int) -> None:
+    def __init__(
+        self,
+        pool_bytes: int,
+        max_vectors: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._pool_bytes = pool_bytes
         self._max_vectors = max_vectors
         self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._shares = Shares(Size(pool_bytes, max_vectors), clock)
         self._free_columns = list(range(max_vectors - 1, -1, -1))
 
     @property
@@ -65,14 +69,20 @@ class Ledger:
         """The entry of a vector, if it is in the pool."""
         return self._entries.get(digest)
 
-    def reserve(self, needs: Mapping[str, int]) -> Reservation | None:
-        """Hold the vectors of `needs` (digest → bytes); None when others in use leave no room.
+    def reserve(
+        self, needs: Mapping[str, int], tenant: Tenant | None = None, *, force: bool = False
+    ) -> Reservation | None:
+        """Hold the vectors of `needs` (digest → bytes); None when others leave no room.
 
-        Raises PoolTooSmall when they would not fit an empty pool.
+        tenant: whom they count for; nobody by default. force: what is not in use leaves, though it
+        be protected. Raises PoolTooSmall when they would not fit an empty pool.
         """
         self.check_fits(needs)
+        if tenant is not None:
+            self._shares.ask(tenant)
         missing = [digest for digest in needs if digest not in self._entries]
-        victims = self._victims(needs, sum(needs[digest] for digest in missing), len(missing))
+        more = sum(needs[digest] for digest in missing), len(missing)
+        victims = self._victims(needs, *more, None if tenant is None else tenant.tag, force)
         if victims is None:
             return None
         for victim in victims:
@@ -81,13 +91,35 @@ class Ledger:
         entries = tuple(self._entries[digest] for digest in needs)
         for entry in entries:
             entry.users += 1
+            if tenant is not None:
+                self._shares.own(entry, tenant.tag)
             self._entries.move_to_end(entry.digest)
-        return Reservation(entries, load, tuple(victim.digest for victim in victims))
+        tag = None if tenant is None else tenant.tag
+        if tag is not None:
+            self._shares.begin(tag)
+        return Reservation(entries, load, tuple(victim.digest for victim in victims), tag)
 
     def release(self, reservation: Reservation) -> None:
         """Let go of what `reserve` returned; the vectors stay until their room is needed."""
         for entry in reservation.entries:
             entry.users -= 1
+        if reservation.tag is not None:
+            self._shares.end(reservation.tag)
+
+    def waits_for_itself(self, needs: Mapping[str, int], tenant: Tenant) -> bool:
+        """Whether what the tenant has in use, and `needs`, are more than its share."""
+        self._shares.ask(tenant)
+        if not self._shares.is_shared:
+            return False
+        in_use = [entry for entry in self._entries.values() if entry.users or entry.digest in needs]
+        division = self._shares.division(in_use, needs, tenant.tag)
+        missing = [digest for digest in needs if digest not in self._entries]
+        more = sum(needs[digest] for digest in missing), len(missing)
+        return division.is_over(tenant.tag, *more)
+
+    def division(self) -> Division:
+        """What every active tenant holds now."""
+        return self._shares.division(self._entries.values(), (), "")
 
     def drop(self, entry: Entry) -> None:
         """Take an entry out, in use or not: its room is needed, or the worker gave it up."""
@@ -114,20 +146,34 @@ class Ledger:
             )
 
     def _victims(
-        self, needs: Mapping[str, int], more_bytes: int, more_columns: int
+        self,
+        needs: Mapping[str, int],
+        more_bytes: int,
+        more_columns: int,
+        tag: str | None,
+        force: bool,
     ) -> list[Entry] | None:
-        """The least recently used idle entries to evict; None when they do not suffice."""
+        """The idle entries to evict; None when they do not suffice."""
         excess = self.used_bytes + more_bytes - self._pool_bytes
         columns = more_columns - len(self._free_columns)
         victims: list[Entry] = []
-        for entry in self._entries.values():
+        if excess <= 0 and columns <= 0:
+            return victims
+        idle: Iterable[Entry] = [
+            entry
+            for entry in self._entries.values()
+            if entry.users == 0 and entry.digest not in needs
+        ]
+        if tag is not None and self._shares.is_shared:
+            division = self._shares.division(self._entries.values(), needs, tag)
+            idle = division.victims(idle, more_bytes, more_columns, force=force)
+        for entry in idle:
+            victims.append(entry)
+            excess -= entry.nbytes
+            columns -= 1
             if excess <= 0 and columns <= 0:
-                break
-            if entry.users == 0 and entry.digest not in needs:
-                victims.append(entry)
-                excess -= entry.nbytes
-                columns -= 1
-        return victims if excess <= 0 and columns <= 0 else None
+                return victims
+        return None
 
     def _add(self, digest: str, nbytes: int) -> int:
         column = self._free_columns.pop()
