@@ -70,6 +70,24 @@ def test_a_hundred_at_once_lose_nothing(redis_url: str, redis_prefix: str) -> No
     run(test)
 
 
+def test_who_asks_at_once_shares_a_round_trip(redis_url: str, redis_prefix: str) -> None:
+    """And is told its own place in the count, as if it had asked alone."""
+
+    async def test() -> None:
+        each = Counters(redis_url, redis_prefix)
+        await each.count(one())
+        client = services.redis.Redis.from_url(redis_url)
+        before = client.info("stats")["total_commands_processed"]
+        jobs = [each.count([*one(), Count("b", 1, number, 60)]) for number in range(50)]
+        answers = await asyncio.gather(*jobs)
+        after = client.info("stats")["total_commands_processed"]
+        assert answers == [[2 + n, sum(range(n + 1))] for n in range(50)]
+        assert after - before < 25
+        await each.close()
+
+    run(test)
+
+
 def test_what_is_over_is_forgotten(redis_url: str, redis_prefix: str) -> None:
     """Keys expire by themselves."""
 

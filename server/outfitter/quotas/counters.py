@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import redis
 from limits.aio.storage import RedisStorage
+from limits.aio.storage.redis.redispy import RedispyBridge
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -19,12 +20,12 @@ from taskvectors.store.redis_client import RedisClient
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_S = 0.01
+TIMEOUT_S = 0.025
 """How long a request waits for Redis, before its server's own counts must do."""
 CHARGE_TIMEOUT_S = 1.0
 """The same for what nobody waits for."""
 AWAY_S = 1.0
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS = 2
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ class Counters:
 
     def __init__(self, url: str | None, prefix: str) -> None:
         self._own: dict[str, tuple[int, int]] = {}
-        self._prefix = f"{prefix}:quota"
         self._shared, self._pool = (None, None) if url is None else _open(url, prefix)
         self._where = "" if url is None else RedisClient(url, TIMEOUT_S).where
         self._breaker = Breaker(f"Redis at {self._where}, for quotas,", away_s=AWAY_S)
         self._num_shared = self._num_own = 0
+        self._asked: list[tuple[Sequence[Count], asyncio.Future[list[int]]]] = []
+        self._asking: asyncio.Task[None] | None = None
 
     async def count(self, counts: Sequence[Count], *, timeout_s: float | None = None) -> list[int]:
         """Add to numbers and return them; never raises for Redis, and soon gives up on it."""
@@ -82,6 +84,8 @@ class Counters:
 
     async def close(self) -> None:
         """Close the connections."""
+        if self._asking is not None:
+            await asyncio.wait({self._asking})
         if self._pool is not None:
             with suppress(redis.RedisError, OSError):
                 await self._pool.disconnect()
@@ -94,23 +98,78 @@ class Counters:
 
     async def _ask(self, counts: Sequence[Count], timeout_s: float) -> list[int]:
         """Raises TierUnavailable."""
+        answer: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        self._asked.append((counts, answer))
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_all())
         try:
             async with asyncio.timeout(timeout_s):
-                return await asyncio.gather(*(self._ask_one(count) for count in counts))
+                return await answer
         except (TimeoutError, redis.TimeoutError) as error:
             raise TierUnavailable(f"no answer within {timeout_s:g} s") from error
         except (redis.RedisError, OSError) as error:
             raise TierUnavailable(str(error)) from error
 
-    async def _ask_one(self, count: Count) -> int:
+    async def _ask_all(self) -> None:
+        """One round trip for all who ask meanwhile, and so on."""
         assert self._shared is not None
-        key = f"{self._prefix}:{count.key}:{count.window}"
-        if count.amount:
-            return await self._shared.incr(key, 2 * count.seconds, count.amount)
-        return await self._shared.get(key)
+        while self._asked:
+            asked, self._asked = self._asked, []
+            counts = [count for some, _ in asked for count in some]
+            try:
+                numbers = iter(await self._shared.count(counts))
+            except (redis.RedisError, OSError) as error:
+                for _, answer in asked:
+                    if not answer.done():
+                        answer.set_exception(error)
+                continue
+            for some, answer in asked:
+                found = [next(numbers) for _ in some]
+                if not answer.done():  # else it was not waited for
+                    answer.set_result(found)
 
 
-def _open(url: str, prefix: str) -> tuple[RedisStorage | None, BlockingConnectionPool | None]:
+class _Storage(RedisStorage):
+    """The library's storage, which can count many at once."""
+
+    async def count(self, counts: Sequence[Count]) -> list[int]:
+        """Add to numbers, or read them, in one round trip. Raises RedisError, OSError.
+
+        Each is told what it was after its own turn.
+        """
+        sums: dict[tuple[str, int], int] = {}
+        seconds: dict[tuple[str, int], int] = {}
+        for count in counts:
+            place = count.key, count.window
+            sums[place] = sums.get(place, 0) + count.amount
+            seconds[place] = count.seconds
+        after = dict(zip(sums, await self._add(sums, seconds), strict=True))
+        now = {place: number - sums[place] for place, number in after.items()}
+        numbers = []
+        for count in counts:
+            now[count.key, count.window] += count.amount
+            numbers.append(now[count.key, count.window])
+        return numbers
+
+    async def _add(
+        self, sums: Mapping[tuple[str, int], int], seconds: Mapping[tuple[str, int], int]
+    ) -> list[int]:
+        bridge = self.bridge
+        assert isinstance(bridge, RedispyBridge)
+        client: Any = bridge.get_connection()
+        pipeline = client.pipeline(transaction=False)
+        for (key, window), amount in sums.items():
+            name = bridge.prefixed_key(f"{key}:{window}")
+            if amount:
+                pipeline.incrby(name, amount)
+                pipeline.expire(name, 2 * seconds[key, window])
+            else:
+                pipeline.get(name)
+        replies = await pipeline.execute()
+        return [int(reply or 0) for reply in replies if not isinstance(reply, bool)]  # of `expire`
+
+
+def _open(url: str, prefix: str) -> tuple[_Storage | None, BlockingConnectionPool | None]:
     """Connects when it is first asked; None for a cluster."""
     if RedisClient(url, TIMEOUT_S).is_cluster:
         log.warning("quotas are counted by each server for itself: a Redis cluster is not asked")
@@ -124,10 +183,10 @@ def _open(url: str, prefix: str) -> tuple[RedisStorage | None, BlockingConnectio
         retry=Retry(NoBackoff(), 0),
         protocol=2,
     )
-    storage = RedisStorage(
+    storage = _Storage(
         f"async+{url.replace('unix://', 'redis+unix://')}",
         implementation="redispy",
-        key_prefix=prefix,
+        key_prefix=f"{prefix}:quota",
         connection_pool=pool,  # type: ignore[arg-type]
     )
     return storage, pool
