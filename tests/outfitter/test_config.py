@@ -171,7 +171,7 @@ def test_a_wrong_file_of_limits_is_named(tmp_path: Path, text: str, message: str
     """With what is wrong in it."""
     path = tmp_path / "limits.yaml"
     path.write_text(text)
-    with pytest.raises(InvalidConfig, match="unsupported --limits .*limits.yaml") as caught:
+    with pytest.raises(InvalidConfig, match=r"unsupported --limits .*limits\.yaml") as caught:
         read_limits(path)
     assert message in str(caught.value)
 

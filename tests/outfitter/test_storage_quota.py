@@ -142,9 +142,9 @@ def test_an_upload_published_late_is_checked_again(gateway, tmp_path, nbytes) ->
         assert client.head(place, headers=TUS).status_code == 200
 
 
-def test_only_a_tenants_own_namespaces_count(tmp_path) -> None:
-    """`acme` is not `acme2`."""
-    config = make_config(tmp_path)
+def test_only_a_tenants_own_namespaces_count(tmp_path, database_url: str) -> None:
+    """`acme` is not `acme2`, in either database."""
+    config = make_config(tmp_path, database_url=database_url)
     sizes = {}
     for seed, name in enumerate(["acme/a", "acme/b", "acme2/c", "plain"]):
         file = make_vector(tmp_path / "v.safetensors", seed)

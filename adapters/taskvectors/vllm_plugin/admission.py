@@ -97,6 +97,7 @@ class Admission:
         self._ledger = Ledger(config.pool_bytes, config.max_vectors)
         self._loading: dict[str, Loading] = {}
         self._line = Line(config.max_waiting)
+        self._next_look: asyncio.TimerHandle | None = None
         self._poller: asyncio.Task[None] | None = None
         self._prefetches: set[asyncio.Future[None]] = set()
         self._num_loads = self._num_evictions = 0
@@ -211,7 +212,8 @@ class Admission:
         self._prefetch([digest for digest in needs if self._ledger.entry(digest) is None])
         if self._line.num_tenants > 1:  # those before it may wait for their own share
             self._serve_queue()
-        losing_patience = loop.call_later(self._patience_s, self._serve_queue)
+        else:
+            self._look_again_later()
         try:
             async with asyncio.timeout(self._config.admission_timeout_s):
                 return cast("Held", await turn.held)
@@ -223,12 +225,10 @@ class Admission:
                 f"no room in the pool within {self._config.admission_timeout_s:g} s: its"
                 f" {self._config.pool_bytes} bytes are taken by vectors in use; try again"
             ) from None
-        finally:
-            losing_patience.cancel()
 
     @property
     def _patience_s(self) -> float:
-        """Who has waited for so long is passed by nobody, and takes what is not in use."""
+        """Who has been first for so long is passed by nobody, and takes what is not in use."""
         return self._config.admission_timeout_s / 2
 
     def _prefetch(self, digests: list[str]) -> None:
@@ -290,31 +290,55 @@ class Admission:
     def _serve_queue(self) -> None:
         """Give room to those who wait, strictly in turn by tenant.
 
-        Who waits for its own share is passed by, until it has lost its patience.
+        Who asks for more than its share is passed by.
         """
-        while any(self._serve(turn) for turn in self._in_turn()):
+        while any(self._serve(turn, force=force) for turn, force in self._in_turn()):
             pass
+        self._look_again_later()
 
-    def _in_turn(self) -> Iterator[Waiter]:
-        """Who may be served: those without patience first, and nobody behind who must be."""
-        oldest = time.monotonic() - self._patience_s
+    def _in_turn(self) -> Iterator[tuple[Waiter, bool]]:
+        """Who may be served, and whether by force.
+
+        First who has been the first of its tenant for long, through no fault of its own: it is
+        passed by nobody. Then the others by turns, and nobody behind one within its share.
+        """
         heads = self._line.heads()
-        impatient = sorted((t for t in heads if t.since <= oldest), key=lambda turn: turn.since)
-        for turn in [*impatient, *(turn for turn in heads if turn.since > oldest)]:
-            yield turn
-            if turn.since <= oldest or not self._ledger.waits_for_itself(turn.needs, turn.tenant):
+        if entitled := [turn for turn in heads if self._is_entitled(turn)]:
+            yield min(entitled, key=self._line.first_since), True
+            return
+        for turn in heads:
+            yield turn, False
+            if not self._ledger.exceeds_share(turn.needs, turn.tenant):
                 return
 
-    def _serve(self, turn: Waiter) -> bool:
+    def _is_entitled(self, turn: Waiter) -> bool:
+        if time.monotonic() - self._line.first_since(turn) < self._patience_s:
+            return False
+        waits_for_itself = self._ledger.is_running(turn.tenant)
+        return not (waits_for_itself and self._ledger.exceeds_share(turn.needs, turn.tenant))
+
+    def _serve(self, turn: Waiter, *, force: bool) -> bool:
         """Whether a request need not wait any more."""
         if not turn.held.done():
-            force = time.monotonic() - turn.since >= self._patience_s
             held = self._try_reserve(turn.needs, turn.tenant, force=force)
             if held is None:
                 return False
             turn.held.set_result(held)
         self._line.served(turn)
         return True
+
+    def _look_again_later(self) -> None:
+        """When the next one has been first for long: nobody else may come and end that wait."""
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+        now = time.monotonic()
+        waits = [
+            self._line.first_since(turn) + self._patience_s - now for turn in self._line.heads()
+        ]
+        if waits := [wait for wait in waits if wait > 0]:
+            loop = asyncio.get_running_loop()
+            self._next_look = loop.call_later(min(waits), self._serve_queue)
 
     def _leave_queue(self, turn: Waiter) -> None:
         """Whoever waited is gone, perhaps in the moment in which it was served."""

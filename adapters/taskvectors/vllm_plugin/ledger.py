@@ -7,7 +7,7 @@ several tenants are active, `shares` says whose vectors go out; else the least r
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from taskvectors.errors import PoolTooSmall
@@ -80,6 +80,8 @@ class Ledger:
         self.check_fits(needs)
         if tenant is not None:
             self._shares.ask(tenant)
+            if not force and self._must_yield(needs, tenant):
+                return None
         missing = [digest for digest in needs if digest not in self._entries]
         more = sum(needs[digest] for digest in missing), len(missing)
         victims = self._victims(needs, *more, None if tenant is None else tenant.tag, force)
@@ -106,8 +108,12 @@ class Ledger:
         if reservation.tag is not None:
             self._shares.end(reservation.tag)
 
-    def waits_for_itself(self, needs: Mapping[str, int], tenant: Tenant) -> bool:
-        """Whether what the tenant has in use, and `needs`, are more than its share."""
+    def is_running(self, tenant: Tenant) -> bool:
+        """Whether a request of the tenant holds vectors."""
+        return self._shares.is_running(tenant.tag)
+
+    def exceeds_share(self, needs: Mapping[str, int], tenant: Tenant) -> bool:
+        """Whether what is in use of the tenant's, and `needs`, are more than its share."""
         self._shares.ask(tenant)
         if not self._shares.is_shared:
             return False
@@ -145,6 +151,14 @@ class Ledger:
                 f"the loadout has {len(needs)} vectors and the pool holds {self._max_vectors}"
             )
 
+    def _must_yield(self, needs: Mapping[str, int], tenant: Tenant) -> bool:
+        """Whether the tenant would use more than its share of which another lacks."""
+        if not self._shares.is_hungry_beside(tenant.tag):
+            return False
+        entries = [self._entries.get(digest) for digest in needs]
+        uses_more = not all(entry is not None and entry.users for entry in entries)
+        return uses_more and self.exceeds_share(needs, tenant)
+
     def _victims(
         self,
         needs: Mapping[str, int],
@@ -154,26 +168,36 @@ class Ledger:
         force: bool,
     ) -> list[Entry] | None:
         """The idle entries to evict; None when they do not suffice."""
+        if tag is None or not self._shares.is_shared:
+            return self._enough(self._idle(needs), more_bytes, more_columns)
+        division = self._shares.division(self._entries.values(), needs, tag)
+        is_squeezed = division.is_squeezed(more_bytes, more_columns)
+        idle = division.victims(self._idle(needs), more_bytes, more_columns, force=force)
+        victims = self._enough(idle, more_bytes, more_columns)
+        is_hungry = victims is None or any(tag in victim.owners for victim in victims)
+        self._shares.feed(tag, is_hungry=is_squeezed and is_hungry)
+        return victims
+
+    def _idle(self, needs: Mapping[str, int]) -> Iterator[Entry]:
+        """What nobody uses or needs, least recently used first."""
+        for entry in self._entries.values():
+            if entry.users == 0 and entry.digest not in needs:
+                yield entry
+
+    def _enough(
+        self, idle: Iterable[Entry], more_bytes: int, more_columns: int
+    ) -> list[Entry] | None:
+        """As many of `idle` as make the room; None when all do not."""
         excess = self.used_bytes + more_bytes - self._pool_bytes
         columns = more_columns - len(self._free_columns)
         victims: list[Entry] = []
-        if excess <= 0 and columns <= 0:
-            return victims
-        idle: Iterable[Entry] = [
-            entry
-            for entry in self._entries.values()
-            if entry.users == 0 and entry.digest not in needs
-        ]
-        if tag is not None and self._shares.is_shared:
-            division = self._shares.division(self._entries.values(), needs, tag)
-            idle = division.victims(idle, more_bytes, more_columns, force=force)
         for entry in idle:
+            if excess <= 0 and columns <= 0:
+                break
             victims.append(entry)
             excess -= entry.nbytes
             columns -= 1
-            if excess <= 0 and columns <= 0:
-                return victims
-        return None
+        return victims if excess <= 0 and columns <= 0 else None
 
     def _add(self, digest: str, nbytes: int) -> int:
         column = self._free_columns.pop()

@@ -1,8 +1,9 @@
 """The line of requests that wait for room: in turn by tenant, first come first served in each."""
 
 import asyncio
+import time
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +22,15 @@ class Waiter:
 
 
 class Line:
-    """At most `most` requests; a tenant that has more places than others makes room for them."""
+    """At most `most` requests; a tenant that has more places than others makes room for them.
 
-    def __init__(self, most: int) -> None:
+    clock: seconds, the same as of `Waiter.since`.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = most
+        self._clock = clock
+        self._first_since: dict[str, float] = {}
         self._tenants: OrderedDict[str, deque[Waiter]] = OrderedDict()
         self._size = 0
 
@@ -45,6 +51,10 @@ class Line:
         """The first of each tenant; whose turn it is comes first."""
         return [waiting[0] for waiting in self._tenants.values()]
 
+    def first_since(self, turn: Waiter) -> float:
+        """When the first of a tenant became that."""
+        return self._first_since[turn.tenant.tag]
+
     def num_waiting(self, tag: str) -> int:
         """How many of one tenant wait."""
         return len(self._tenants.get(tag, ()))
@@ -54,7 +64,10 @@ class Line:
         tenant with most. Raises PoolBusy.
         """
         pushed = self._make_room(turn) if self._size >= self._most else None
-        self._tenants.setdefault(turn.tenant.tag, deque()).append(turn)
+        waiting = self._tenants.setdefault(turn.tenant.tag, deque())
+        if not waiting:
+            self._first_since[turn.tenant.tag] = self._clock()
+        waiting.append(turn)
         self._size += 1
         return pushed
 
@@ -62,10 +75,12 @@ class Line:
         """Whoever it was need not wait any more; no matter if it did not."""
         waiting = self._tenants.get(turn.tenant.tag)
         if waiting is not None and turn in waiting:
+            if turn is waiting[0]:
+                self._first_since[turn.tenant.tag] = self._clock()
             waiting.remove(turn)
             self._size -= 1
             if not waiting:
-                del self._tenants[turn.tenant.tag]
+                del self._tenants[turn.tenant.tag], self._first_since[turn.tenant.tag]
 
     def served(self, turn: Waiter) -> None:
         """Its tenant has had its turn, and is the last now."""

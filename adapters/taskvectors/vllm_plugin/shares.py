@@ -13,6 +13,8 @@ from taskvectors.vllm_plugin.tenant import Tenant
 
 ACTIVE_S = 60.0
 """A tenant counts as active for so long after its last request."""
+HUNGRY_S = 5.0
+"""Who lacks lent room holds the borrowers to their shares for so long."""
 MAX_OWNERS = 256
 """Beyond so many, those of an entry that are not active are forgotten."""
 _ROUNDING = 1e-9
@@ -73,6 +75,7 @@ class Shares:
         self._seen: dict[str, float] = {}
         self._share: dict[str, float | None] = {}
         self._running: dict[str, int] = {}
+        self._hungry: dict[str, float] = {}
 
     def ask(self, tenant: Tenant) -> None:
         """A request of the tenant is here."""
@@ -90,6 +93,21 @@ class Shares:
             del self._running[tag]
         self._seen[tag] = self._clock()
 
+    def is_running(self, tag: str) -> bool:
+        """Whether a request runs."""
+        return tag in self._running
+
+    def is_hungry_beside(self, tag: str) -> bool:
+        """Whether another tenant lately lacked room that is its own and was lent."""
+        oldest = self._clock() - HUNGRY_S
+        return any(other != tag and since >= oldest for other, since in self._hungry.items())
+
+    def feed(self, tag: str, *, is_hungry: bool) -> None:
+        """Note whether a tenant lacks such room now."""
+        self._hungry.pop(tag, None)
+        if is_hungry:
+            self._hungry[tag] = self._clock()
+
     def active(self) -> dict[str, float | None]:
         """The explicit share, or None, of every active tenant; forgets the others."""
         oldest = self._clock() - ACTIVE_S
@@ -97,6 +115,7 @@ class Shares:
         for tag in idle:
             if tag not in self._running:
                 del self._seen[tag], self._share[tag]
+                self._hungry.pop(tag, None)
         return dict(self._share)
 
     @property
@@ -146,6 +165,11 @@ class Division:
     def is_over(self, tag: str, nbytes: float = 0.0, columns: float = 0.0) -> bool:
         """Whether it holds more than its share, with so much more."""
         return self._held[tag].plus(nbytes, columns).exceeds(self.share(tag))
+
+    def is_squeezed(self, nbytes: float, columns: float) -> bool:
+        """Whether so much more is within its share, while another holds more than its."""
+        others = (tag for tag in self.parts if tag != self.tag)
+        return not self.is_over(self.tag, nbytes, columns) and any(map(self.is_over, others))
 
     def victims(
         self, idle: Iterable[Entry], nbytes: int, columns: int, *, force: bool

@@ -119,6 +119,38 @@ def test_who_waits_for_its_own_share_is_passed_by(run: Callable) -> None:
     run(test)
 
 
+def test_a_flood_that_lasts_gains_nothing_by_its_patience(run: Callable) -> None:
+    """Though each of A's requests has waited for long, and A had all the room before B came: B
+    soon has its share back and keeps it, and it hardly waits.
+    """
+
+    async def test(world: World) -> None:
+        stop, dice = False, random.Random(2)
+
+        async def flood() -> None:
+            while not stop:
+                with contextlib.suppress(PoolBusy):
+                    await world.ask(A, dice.randrange(3, 24), seconds=0.05)
+
+        floods = [asyncio.create_task(flood()) for _ in range(60)]
+        await asyncio.sleep(0.5)
+        waits, until = [], time.monotonic() + 3.0
+        while time.monotonic() < until:
+            waits.append(await world.ask(B, len(waits) % 3))
+            await asyncio.sleep(0.02)
+            if len(waits) == 12:
+                before = list(world.worker.evictions)
+        stop = True
+        await asyncio.gather(*floods)
+        assert sum(waits) / len(waits) < 0.1
+        assert len(waits) > 24
+        later = world.worker.evictions[len(before) :]
+        assert len(later) > 12
+        assert not set(later) & set(world.digests[:3])
+
+    run(test, admission_timeout_s=0.8)
+
+
 def test_room_is_given_in_turn_by_tenant(run: Callable) -> None:
     """Where all of it is in use, the next goes to who has waited for fewer turns."""
 

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from taskvectors.errors import InvalidLoadout
 from taskvectors.vllm_plugin.ledger import Ledger, Reservation
-from taskvectors.vllm_plugin.shares import ACTIVE_S, parts_of
+from taskvectors.vllm_plugin.shares import ACTIVE_S, HUNGRY_S, parts_of
 from taskvectors.vllm_plugin.tenant import UNTAGGED, Tenant, tenant_of
 
 A, B, C = Tenant("a"), Tenant("b"), Tenant("c")
@@ -132,8 +132,9 @@ def test_vectors_in_use_never_go() -> None:
     assert all(held)
     assert pool.take(B, "b0") is None
     assert pool.take(B, "b0", force=True) is None
-    assert pool.waits_for_itself({"a99": 10}, A)
-    assert not pool.waits_for_itself({"b0": 10}, B)
+    assert pool.exceeds_share({"a99": 10}, A)
+    assert not pool.exceeds_share({"b0": 10}, B)
+    assert (pool.is_running(A), pool.is_running(B)) == (True, False)
 
 
 def test_pinned_vectors_count_for_nobody() -> None:
@@ -157,6 +158,24 @@ def test_a_loadout_larger_than_its_share_takes_the_protected_only_by_force() -> 
     held = pool.reserve(big, A, force=True)
     assert held is not None
     assert held.evict == ("a0", "a1", "a2", "a3", "a4", "b0", "b1")
+
+
+def test_lent_room_that_is_in_use_comes_back_as_it_is_let_go() -> None:
+    """Meanwhile its owner makes do with what it has, and the borrower begins nothing more."""
+    pool = Pool()
+    pool.use(B, "b0")
+    held = [pool.take(A, f"a{i}") for i in range(9)]
+    assert all(held)
+    assert pool.use(B, "b1") == ("b0",), "it has room for one, and lacks four"
+    assert pool.take(A, "a9") is None
+    pool.release(held[0])
+    assert pool.take(A, "a0") is None, "it would be more than its share again"
+    held.append(pool.take(A, "a8"))
+    assert held[-1] is not None, "which is in use anyhow"
+    assert pool.use(B, "b0") == ("a0",)
+    pool.clock.now += HUNGRY_S + 1
+    pool.release(held[1])
+    assert pool.use(A, "a9") == ("a1",), "nobody lacks anything"
 
 
 def test_without_tags_it_is_the_least_recently_used() -> None:
