@@ -57,6 +57,21 @@ def test_two_servers_on_one_valkey_share_one_count(redis_url: str, redis_prefix:
     run(test)
 
 
+def test_a_socket_is_as_good_as_a_port(tmp_path: Path) -> None:
+    """The same count by either."""
+
+    async def test() -> None:
+        with services.valkey(tmp_path) as server:
+            first, second = Counters(server.url, "p"), Counters(f"unix://{server.socket}", "p")
+            assert await first.count(one()) == [1]
+            assert await second.count(one()) == [2]
+            assert second.stats()["shared"] == 1
+            await first.close()
+            await second.close()
+
+    run(test)
+
+
 def test_a_hundred_at_once_lose_nothing(redis_url: str, redis_prefix: str) -> None:
     """The last number is the sum."""
 
