@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from outfitter import urls
+from outfitter.control.limits import LimitsBook
+from outfitter.errors import InvalidLimits
 from taskvectors.errors import InvalidReference
 from taskvectors.spec import Reference
 from taskvectors.store.settings import DISK, ORIGIN, REDIS, TIERS, TierSettings
@@ -86,6 +88,12 @@ class GatewayConfig:
     quarantine_bytes: int = 2**30
     max_upload_bytes: int = 4 * 2**30
     max_body_bytes: int = 32 * 2**20
+    max_running: int = 1024
+    """Requests in the engine at once; further ones wait, in turn by tenant."""
+    max_waiting: int = 4096
+    max_wait_s: float = 60.0
+    limits: LimitsBook = field(default_factory=LimitsBook)
+    """Of tenants that have none of their own."""
     max_model_len: int | None = None
     model_as_given: str | None = None
     """What --model said; clients may name the model so, as with vLLM itself."""
@@ -105,6 +113,9 @@ class GatewayConfig:
             ("--compose-memory", self.compose_memory_bytes),
             ("--max-upload-bytes", self.max_upload_bytes),
             ("--max-body-bytes", self.max_body_bytes),
+            ("--max-running", self.max_running),
+            ("--max-waiting", self.max_waiting + 1),
+            ("--max-wait", self.max_wait_s),
             ("--max-model-len", self.max_model_len or 1),
             ("--quarantine-bytes", self.quarantine_bytes + 1),
         ):
@@ -202,6 +213,18 @@ def _require(holds: bool, option: str, value: object, advice: str | None) -> Non
 def _require_distinct(option: str, values: Sequence[str]) -> None:
     twice = next((value for value in values if values.count(value) > 1), None)
     _require(twice is None, option, twice, "it is given twice")
+
+
+def read_limits(path: Path | None) -> LimitsBook:
+    """The limits in a YAML or JSON file, none without one; raises InvalidConfig."""
+    import yaml  # type: ignore[import-untyped]  # slow to import
+
+    if path is None:
+        return LimitsBook()
+    try:
+        return LimitsBook.parse(yaml.safe_load(path.read_text("utf-8")))
+    except (InvalidLimits, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InvalidConfig(f"unsupported --limits {str(path)!r}; {error}") from error
 
 
 def parse_tiers(text: str) -> tuple[str, ...]:

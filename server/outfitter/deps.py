@@ -15,6 +15,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from outfitter.config import GatewayConfig
+from outfitter.control.fair_queue import FairQueue
 from outfitter.control.fields import OPENAI_FIELDS, known_fields
 from outfitter.control.outcome import Outcome
 from outfitter.control.principal import OPEN, Principal
@@ -24,6 +25,8 @@ from outfitter.engine.relay import Relay
 from outfitter.engine.supervisor import State, Supervisor
 from outfitter.engine.warming import Warming
 from outfitter.errors import unavailable
+from outfitter.quotas.counters import Counters
+from outfitter.quotas.quotas import Quotas
 from outfitter.vectors import Base, Vectors, open_vectors
 from taskvectors.checkpoint import cached_fingerprint, load_base_shapes
 from taskvectors.errors import TaskVectorError
@@ -57,6 +60,7 @@ class Gateway:
     config: GatewayConfig
     hooks: Hooks
     vectors: Vectors
+    quotas: Quotas
     base: Base | None = None
     supervisor: Supervisor | None = None
     relay: Relay | None = None
@@ -148,7 +152,8 @@ class Gateway:
 async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gateway]:
     """A gateway whose engine starts in the background, and is gone afterwards."""
     vectors = await asyncio.to_thread(hooks.open_vectors, config)
-    gateway = Gateway(config, hooks, vectors)
+    quotas = open_quotas(config, vectors)
+    gateway = Gateway(config, hooks, vectors, quotas, observers=[quotas.observe])
     task = asyncio.create_task(gateway.run())
     try:
         yield gateway
@@ -156,6 +161,7 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+        await quotas.close()
         gateway.planners.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(vectors.close)
 
@@ -168,6 +174,17 @@ def open_store(config: GatewayConfig) -> Vectors:
         tiers=config.tiers,
         trust=config.trust,
         quarantine_bytes=config.quarantine_bytes,
+    )
+
+
+def open_quotas(config: GatewayConfig, vectors: Vectors) -> Quotas:
+    """The quotas of a gateway; what is counted is shared through Redis if it has one."""
+    return Quotas(
+        config.limits.of,
+        Counters(config.tiers.redis_url, config.tiers.redis_prefix),
+        FairQueue(config.max_running, config.max_waiting, time.monotonic),
+        vectors.catalog.stored,
+        max_wait_s=config.max_wait_s,
     )
 
 

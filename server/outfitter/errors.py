@@ -47,6 +47,10 @@ class TooManyUploads(tv.TaskVectorError):
     """There is no room for another unfinished upload."""
 
 
+class InvalidLimits(tv.TaskVectorError):
+    """A tenant's limits have a key that does not exist, or a value that cannot be."""
+
+
 INVALID_REQUEST = "invalid_request_error"
 RATE_LIMIT = "rate_limit_error"
 SERVER_ERROR = "server_error"
@@ -99,6 +103,7 @@ TABLE: Mapping[type[tv.TaskVectorError], Kind] = {
     UploadNotFound: Kind(404, INVALID_REQUEST, "upload_not_found"),
     UploadMismatch: Kind(409, INVALID_REQUEST, "upload_mismatch"),
     UploadLocked: Kind(423, INVALID_REQUEST, "upload_locked"),
+    InvalidLimits: Kind(400, INVALID_REQUEST, "invalid_limits"),
     TooManyUploads: Kind(429, RATE_LIMIT, "too_many_uploads"),
     tv.TaskVectorError: Kind(500, SERVER_ERROR, "internal_error"),
 }

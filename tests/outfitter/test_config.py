@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from outfitter.config import GatewayConfig, InvalidConfig, model_name, parse_size
+from outfitter.config import (
+    GatewayConfig,
+    InvalidConfig,
+    model_name,
+    parse_size,
+    read_limits,
+)
+from outfitter.control.limits import Limits, LimitsBook
 from outfitter.engine.command import engine_command, engine_environment
 from taskvectors.store.settings import TierSettings
 
@@ -134,3 +141,50 @@ def test_the_engine_environment() -> None:
     assert made["VLLM_CPU_KVCACHE_SPACE"] == "4"
     assert engine_environment({}, TierSettings())["VLLM_CPU_KVCACHE_SPACE"] == "1"
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in made
+
+
+def test_limits_come_from_a_file(tmp_path: Path) -> None:
+    """YAML, and so JSON, too; without one nothing is limited."""
+    assert read_limits(None) == LimitsBook()
+    for text in (
+        "default:\n  queue: 3\ntenants:\n  acme:\n    pool_share: 0.5\n",
+        '{"default": {"queue": 3}, "tenants": {"acme": {"pool_share": 0.5}}}',
+    ):
+        path = tmp_path / "limits"
+        path.write_text(text)
+        book = read_limits(path)
+        assert book.of("other") == Limits(queue=3)
+        assert book.of("acme") == Limits(queue=3, pool_share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("default: {rpm: 3}", "unknown limit 'rpm'; choose requests_per_minute"),
+        ("tenants: {acme: {queue: -1}}", "tenants.acme: queue must be a whole number from 0"),
+        ("default: [", "while parsing"),
+        ("- 1", "the limits must be an object, not a list"),
+        ("\x00", "special characters are not allowed"),
+    ],
+)
+def test_a_wrong_file_of_limits_is_named(tmp_path: Path, text: str, message: str) -> None:
+    """With what is wrong in it."""
+    path = tmp_path / "limits.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidConfig, match=r"unsupported --limits .*limits\.yaml") as caught:
+        read_limits(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "option"),
+    [
+        ({"max_running": 0}, "--max-running"),
+        ({"max_waiting": -1}, "--max-waiting"),
+        ({"max_wait_s": 0.0}, "--max-wait"),
+    ],
+)
+def test_bounds_of_the_queue_are_checked(settings: dict, option: str) -> None:
+    """By their options' names."""
+    with pytest.raises(InvalidConfig, match=f"unsupported {option} "):
+        GatewayConfig(model=Path("/m"), name="n", store=Path("/s"), **settings)

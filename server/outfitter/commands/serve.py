@@ -19,6 +19,7 @@ from outfitter.commands.console import err
 from outfitter.commands.narrator import Narrator
 from outfitter.commands.options import (
     DEFAULT_PREFIX,
+    LIMITS_VARIABLE,
     TRUST_VARIABLE,
     DatabaseOption,
     OriginOption,
@@ -32,6 +33,7 @@ from outfitter.config import (
     parse_seconds,
     parse_size,
     parse_tiers,
+    read_limits,
 )
 from outfitter.deps import open_store
 from taskvectors.store.settings import TIERS, TierSettings
@@ -68,6 +70,22 @@ def serve(
     ] = False,
     max_upload_bytes: Annotated[str, typer.Option(help="Largest file to accept.")] = "4GiB",
     max_body_bytes: Annotated[str, typer.Option(help="Largest request to accept.")] = "32MiB",
+    limits: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=LIMITS_VARIABLE,
+            help="YAML or JSON: what tenants may use; see docs/quotas.md.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    max_running: Annotated[
+        int, typer.Option(help="Requests in the engine at once; others wait, fair by tenant.")
+    ] = GatewayConfig.max_running,
+    max_waiting: Annotated[
+        int, typer.Option(help="Requests that may wait for their turn.")
+    ] = GatewayConfig.max_waiting,
+    max_wait: Annotated[str, typer.Option(help="How long a request may wait for it.")] = "60s",
     max_model_len: Annotated[int | None, typer.Option(help="Longest context in tokens.")] = None,
     database_url: DatabaseOption = None,
     redis_url: RedisOption = None,
@@ -148,6 +166,10 @@ def serve(
         quarantine_bytes=parse_size(quarantine_bytes),
         max_upload_bytes=parse_size(max_upload_bytes),
         max_body_bytes=parse_size(max_body_bytes),
+        max_running=max_running,
+        max_waiting=max_waiting,
+        max_wait_s=parse_seconds(max_wait),
+        limits=read_limits(limits),
         max_model_len=max_model_len,
         model_as_given=model,
         drain_seconds=drain_seconds,

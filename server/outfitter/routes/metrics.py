@@ -57,7 +57,7 @@ async def _snapshot(gateway: Gateway) -> dict[str, Any]:
     engine, local = await asyncio.gather(
         _engine_stats(gateway), asyncio.to_thread(local_stats, gateway.vectors)
     )
-    return {**local, "engine": engine}
+    return {**local, "quotas": gateway.quotas.stats(), "engine": engine}
 
 
 async def _engine_stats(gateway: Gateway) -> dict[str, Any]:

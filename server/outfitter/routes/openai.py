@@ -5,6 +5,7 @@ import json
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from outfitter.control.principal import Principal
 from outfitter.control.resolve import (
     TASK_VECTORS,
     Plan,
@@ -13,9 +14,10 @@ from outfitter.control.resolve import (
     parse_body,
     requested_loadout,
 )
-from outfitter.deps import Gateway, GatewayDep
+from outfitter.deps import Gateway, GatewayDep, PrincipalDep
 from outfitter.engine.rewrite import Identity
 from outfitter.errors import ApiError, from_task_vector_error
+from outfitter.quotas.ticket import Ticket
 from outfitter.routes.body import read_body
 from outfitter.routes.relayed import EngineRequest, RelayedResponse
 from taskvectors.errors import TaskVectorError
@@ -27,15 +29,18 @@ _PASSED_HEADERS = ("x-request-id", "traceparent", "tracestate")
 
 
 @router.post("/chat/completions")
-async def chat_completions(request: Request, gateway: GatewayDep) -> Response:
+async def chat_completions(
+    request: Request, gateway: GatewayDep, principal: PrincipalDep
+) -> Response:
     """A chat completion, streamed or not."""
-    return await _complete(request, gateway, "/v1/chat/completions", "ChatCompletionRequest")
+    route = ("/v1/chat/completions", "ChatCompletionRequest")
+    return await _complete(request, gateway, principal, *route)
 
 
 @router.post("/completions")
-async def completions(request: Request, gateway: GatewayDep) -> Response:
+async def completions(request: Request, gateway: GatewayDep, principal: PrincipalDep) -> Response:
     """A text completion, streamed or not."""
-    return await _complete(request, gateway, "/v1/completions", "CompletionRequest")
+    return await _complete(request, gateway, principal, "/v1/completions", "CompletionRequest")
 
 
 @router.get("/models")
@@ -51,7 +56,9 @@ async def get_model(model: str, gateway: GatewayDep) -> dict[str, object]:
     return _model(gateway)
 
 
-async def _complete(request: Request, gateway: Gateway, path: str, schema: str) -> Response:
+async def _complete(
+    request: Request, gateway: Gateway, principal: Principal, path: str, schema: str
+) -> Response:
     body = parse_body(await read_body(request, gateway.config.max_body_bytes))
     model = check_model(body, gateway.config.served_names)
     relay = gateway.ready_relay()
@@ -59,8 +66,10 @@ async def _complete(request: Request, gateway: Gateway, path: str, schema: str) 
     plan = await _plan(gateway, body)
     content = _engine_body(body, plan, gateway.config.name)
     identity = Identity(model, plan.label, plan.task_vectors)
-    headers = _engine_headers(request, plan)
-    return RelayedResponse(relay, EngineRequest(path, content, headers), identity)
+    async with gateway.quotas.admitted(principal, request) as ticket:
+        headers = _engine_headers(request, plan, ticket)
+        engine_request = EngineRequest(path, content, headers)
+        return ticket.carry(RelayedResponse(relay, engine_request, identity))
 
 
 async def _plan(gateway: Gateway, body: dict[str, object]) -> Plan:
@@ -79,10 +88,11 @@ def _engine_body(body: dict[str, object], plan: Plan, base: str) -> bytes:
         raise ApiError(400, "the body is nested too deeply", "invalid_json") from error
 
 
-def _engine_headers(request: Request, plan: Plan) -> dict[str, str]:
+def _engine_headers(request: Request, plan: Plan, ticket: Ticket) -> dict[str, str]:
     headers = {name: request.headers[name] for name in _PASSED_HEADERS if name in request.headers}
     if not plan.loadout.is_base:
         headers[LOADOUT_HEADER] = plan.loadout.canonical
+        headers |= ticket.engine_headers
     return headers
 
 

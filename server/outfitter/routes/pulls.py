@@ -1,11 +1,13 @@
 """Publishing what lies elsewhere: only from where the operator allows it."""
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 
 from fastapi import APIRouter, Request
 
 from outfitter.control.resolve import parse_body
-from outfitter.deps import Gateway, GatewayDep
+from outfitter.deps import Gateway, GatewayDep, PrincipalDep
 from outfitter.routes.body import read_body
 from outfitter.schemas import describe, draft_of, required
 from outfitter.state.records import Version
@@ -20,19 +22,29 @@ MAX_JSON_BYTES = 4 * 2**20
 
 
 @router.post("/pulls", status_code=201)
-async def pull(request: Request, gateway: GatewayDep) -> dict[str, object]:
+async def pull(request: Request, gateway: GatewayDep, principal: PrincipalDep) -> dict[str, object]:
     """Fetch a file from a source and publish it; answers when that is done."""
     body = parse_body(await read_body(request, MAX_JSON_BYTES))
     source = required(body, "source", str, '"s3://bucket/legal.safetensors"')
     draft = draft_of(body, "source")
     plain_name(draft.name)
     base = gateway.ready_base()
+    require_room = partial(gateway.quotas.require_room, principal)
+    await asyncio.to_thread(require_room, 0)
     async with gateway.uploads:
-        version, fetched = await asyncio.to_thread(_pull, gateway, source, draft, base)
+        version, fetched = await asyncio.to_thread(
+            _pull, gateway, source, draft, base, require_room
+        )
     return {**describe(version), "source": fetched.source, "revision": fetched.revision}
 
 
-def _pull(gateway: Gateway, source: str, draft: Draft, base: Base) -> tuple[Version, Fetched]:
+def _pull(
+    gateway: Gateway,
+    source: str,
+    draft: Draft,
+    base: Base,
+    require_room: Callable[[int, str], None],
+) -> tuple[Version, Fetched]:
     config, vectors = gateway.config, gateway.vectors
     path = vectors.store.new_upload()
     try:
@@ -44,6 +56,8 @@ def _pull(gateway: Gateway, source: str, draft: Draft, base: Base) -> tuple[Vers
             progress=no_progress,
         )
         told = draft.completed(fetched.details, fetched.signature)
-        return vectors.publish(path, file_digest(path), told, base), fetched
+        digest = file_digest(path)
+        require_room(path.stat().st_size, digest)
+        return vectors.publish(path, digest, told, base), fetched
     finally:
         path.unlink(missing_ok=True)

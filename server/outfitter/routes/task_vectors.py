@@ -2,15 +2,17 @@
 
 import asyncio
 import hashlib
+from functools import partial
 from pathlib import Path
 
 from fastapi import APIRouter, Request
 from starlette.datastructures import QueryParams
 
+from outfitter.control.principal import Principal
 from outfitter.control.resolve import parse_body
-from outfitter.deps import Gateway, GatewayDep
+from outfitter.deps import Gateway, GatewayDep, PrincipalDep
 from outfitter.errors import ApiError
-from outfitter.routes.body import read_body, receive, stream_body
+from outfitter.routes.body import announced_bytes, read_body, receive, stream_body
 from outfitter.schemas import (
     changed_details,
     check_known,
@@ -42,11 +44,13 @@ _VERSIONS = ("latest", "all")
 
 
 @router.post("", status_code=201)
-async def publish(request: Request, gateway: GatewayDep) -> dict[str, object]:
+async def publish(
+    request: Request, gateway: GatewayDep, principal: PrincipalDep
+) -> dict[str, object]:
     """Publish a file: the body is its bytes, or says what an upload shall be called."""
     if "upload" in request.query_params:
-        return describe(await _publish_upload(request, gateway))
-    return describe(await _publish_body(request, gateway))
+        return describe(await _publish_upload(request, gateway, principal))
+    return describe(await _publish_body(request, gateway, principal))
 
 
 @router.get("")
@@ -138,26 +142,31 @@ def _update(gateway: Gateway, reference: str, changes: dict[str, object]) -> Ver
     return gateway.vectors.update(pinned, lambda details: changed_details(details, changes))
 
 
-async def _publish_body(request: Request, gateway: Gateway) -> Version:
+async def _publish_body(request: Request, gateway: Gateway, principal: Principal) -> Version:
     _check_content_type(request, _FILE)
     draft = draft_of_query(request.query_params)
     plain_name(draft.name)
     base, store = gateway.ready_base(), gateway.vectors.store
+    require_room = partial(gateway.quotas.require_room, principal)
+    await asyncio.to_thread(require_room, announced_bytes(request))
     async with gateway.uploads:
         path = await asyncio.to_thread(store.new_upload)
         try:
             digest = await _write(request, gateway.config.max_upload_bytes, path)
+            await asyncio.to_thread(lambda: require_room(path.stat().st_size, digest))
             return await asyncio.to_thread(gateway.vectors.publish, path, digest, draft, base)
         finally:
             await asyncio.to_thread(path.unlink, missing_ok=True)
 
 
-async def _publish_upload(request: Request, gateway: Gateway) -> Version:
+async def _publish_upload(request: Request, gateway: Gateway, principal: Principal) -> Version:
     _check_content_type(request, _JSON)
     check_known(request.query_params.keys(), ("upload",), "query parameter")
     upload = only(request.query_params, "upload") or ""
     draft = draft_of(parse_body(await read_body(request, MAX_JSON_BYTES)))
     base = gateway.ready_base()
+    length = (await asyncio.to_thread(gateway.vectors.uploads.find, upload)).length
+    await asyncio.to_thread(gateway.quotas.require_room, principal, length)
     async with gateway.uploads:
         return await asyncio.to_thread(gateway.vectors.publish_upload, upload, draft, base)
 

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
-from outfitter.deps import Gateway, GatewayDep
+from outfitter.deps import Gateway, GatewayDep, PrincipalDep
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes.body import receive, stream_body
 from outfitter.state.uploads import Upload
@@ -69,9 +69,10 @@ async def options(gateway: GatewayDep) -> Response:
 
 
 @router.post("")
-async def create(request: Request, gateway: GatewayDep) -> Response:
+async def create(request: Request, gateway: GatewayDep, principal: PrincipalDep) -> Response:
     """A new upload of a known length; the body may bring its first bytes."""
     length, metadata = _announced(request, gateway.config.max_upload_bytes)
+    await asyncio.to_thread(gateway.quotas.require_room, principal, length)
     uploads, limit = gateway.vectors.uploads, gateway.config.max_upload_bytes
     upload = await asyncio.to_thread(uploads.create, length, limit, metadata)
     if request.headers.get("content-type") == _BYTES:

@@ -1,13 +1,14 @@
 """The catalog: names with immutable versions, tags, saved loadouts, and which files they need."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from outfitter.state import collector, files, loadouts, publishing, queries
+from outfitter.control.storage import Stored
+from outfitter.state import collector, files, loadouts, publishing, queries, stored
 from outfitter.state.bounds import check_details, check_publication
 from outfitter.state.database import Database, Patience, sqlite_url
 from outfitter.state.models import GenerationRow, TagRow, VersionRow
@@ -205,6 +206,11 @@ class Catalog:
         reference = parse_name(name)
         with self._database.writing() as session:
             loadouts.remove(session, reference, version)
+
+    def stored(self, namespaces: Sequence[str] | None, digest: str | None) -> Stored:
+        """What some namespaces hold, all of them when None, and whether this file is among it."""
+        with self._database.reading() as session:
+            return stored.stored(session, namespaces, digest)
 
     def generation(self) -> int:
         """A number that rises with every change that can alter an answer of `version`."""
