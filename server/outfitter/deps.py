@@ -16,7 +16,7 @@ from fastapi import Depends, Request
 
 from outfitter.config import GatewayConfig
 from outfitter.control.fields import OPENAI_FIELDS, known_fields
-from outfitter.control.outcome import Outcome
+from outfitter.control.outcome import InFlight, Outcome
 from outfitter.control.principal import OPEN, Principal
 from outfitter.control.resolve import Plan, plan
 from outfitter.engine.command import engine_command, engine_environment
@@ -68,6 +68,7 @@ class Gateway:
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
     observers: list[Callable[[Outcome], None]] = field(default_factory=list)
     """Told of every relayed request, once, when it has ended."""
+    in_flight: InFlight = field(default_factory=InFlight)
 
     async def run(self) -> None:
         """Prepare the base and keep the engine alive, until cancelled or given up."""
