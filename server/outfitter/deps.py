@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from outfitter.engine.relay import Relay
 from outfitter.engine.supervisor import State, Supervisor
 from outfitter.engine.warming import Warming
 from outfitter.errors import unavailable
+from outfitter.observers.metrics import RequestMetrics
 from outfitter.vectors import Base, Vectors, open_vectors
 from taskvectors.checkpoint import cached_fingerprint, load_base_shapes
 from taskvectors.errors import TaskVectorError
@@ -69,6 +71,7 @@ class Gateway:
     observers: list[Callable[[Outcome], None]] = field(default_factory=list)
     """Told of every relayed request, once, when it has ended."""
     in_flight: InFlight = field(default_factory=InFlight)
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
 
     async def run(self) -> None:
         """Prepare the base and keep the engine alive, until cancelled or given up."""
@@ -142,7 +145,8 @@ class Gateway:
         decide = partial(plan, requested, self.vectors.resolve, base.fingerprint, base.modules)
         if requested is None:
             return decide()
-        return await asyncio.get_running_loop().run_in_executor(self.planners, decide)
+        loop, context = asyncio.get_running_loop(), copy_context()
+        return await loop.run_in_executor(self.planners, context.run, decide)
 
 
 @asynccontextmanager
@@ -150,6 +154,7 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
     """A gateway whose engine starts in the background, and is gone afterwards."""
     vectors = await asyncio.to_thread(hooks.open_vectors, config)
     gateway = Gateway(config, hooks, vectors)
+    gateway.observers.append(gateway.metrics)
     task = asyncio.create_task(gateway.run())
     try:
         yield gateway
@@ -193,7 +198,8 @@ def _gateway(request: Request) -> Gateway:
 GatewayDep = Annotated[Gateway, Depends(_gateway)]
 
 
-def _principal(_: Request) -> Principal:
+def _principal(request: Request) -> Principal:
+    request.state.principal = OPEN  # for the log
     return OPEN
 
 

@@ -210,6 +210,35 @@ async def promotion(request: web.Request) -> web.Response:
     return web.json_response({**PROMOTED, "asked": request.query_string})
 
 
+METRICS = """\
+# HELP python_gc_objects_collected_total Objects collected during gc
+# TYPE python_gc_objects_collected_total counter
+python_gc_objects_collected_total{generation="0"} 7.0
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="base-model"} 3.0
+# HELP vllm:prefix_cache_hits_total Prefix cache hits, in terms of number of cached tokens.
+# TYPE vllm:prefix_cache_hits_total counter
+vllm:prefix_cache_hits_total{engine="0",model_name="base-model"} 40.0
+# HELP vllm:prefix_cache_hits_created Prefix cache hits, in terms of number of cached tokens.
+# TYPE vllm:prefix_cache_hits_created gauge
+vllm:prefix_cache_hits_created{engine="0",model_name="base-model"} 1.7e+09
+# HELP vllm:lora_requests_info Running stats on lora requests.
+# TYPE vllm:lora_requests_info gauge
+vllm:lora_requests_info{max_lora="8",running_lora_adapters="tv:0a",waiting_lora_adapters=""} 1.7e+09
+# HELP vllm:time_to_first_token_seconds Histogram of time to first token in seconds.
+# TYPE vllm:time_to_first_token_seconds histogram
+vllm:time_to_first_token_seconds_bucket{engine="0",le="0.001",model_name="base-model"} 0.0
+vllm:time_to_first_token_seconds_bucket{engine="0",le="+Inf",model_name="base-model"} 2.0
+vllm:time_to_first_token_seconds_count{engine="0",model_name="base-model"} 2.0
+vllm:time_to_first_token_seconds_sum{engine="0",model_name="base-model"} 0.5
+"""
+
+
+async def metrics(request: web.Request) -> web.Response:
+    return web.Response(text=METRICS, content_type="text/plain")
+
+
 async def health(request: web.Request) -> web.Response:
     return web.Response(status=503 if SEEN["ill"] else 200)
 
@@ -234,7 +263,8 @@ def main() -> None:
     app.router.add_post("/taskvectors/prefetch", prefetch)
     app.router.add_route("*", "/taskvectors/promotion", promotion)
     app.router.add_get("/health", health)
-    for path in ("/metrics", "/tokenize", "/v1/load_lora_adapter"):
+    app.router.add_get("/metrics", metrics)
+    for path in ("/tokenize", "/v1/load_lora_adapter"):
         app.router.add_route("*", path, health)
     print("fake engine started", flush=True)
     web.run_app(app, path=args.uds, print=None, handler_cancellation=True)
