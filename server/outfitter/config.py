@@ -11,6 +11,7 @@ from taskvectors.errors import InvalidReference
 from taskvectors.spec import Reference
 from taskvectors.store.settings import DISK, ORIGIN, REDIS, TIERS, TierSettings
 
+LOG_FORMATS = ("text", "json")
 PLACEMENTS = ("auto", "off")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ADMISSION_TIMEOUT_S = 30.0
@@ -90,12 +91,17 @@ class GatewayConfig:
     model_as_given: str | None = None
     """What --model said; clients may name the model so, as with vLLM itself."""
     drain_seconds: int = 30
+    log_format: str = "text"
+    access_log: bool = True
+    """Whether each request is logged; changes of tenants, vectors and loadouts always are."""
     engine_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.dtype in DTYPES, "--dtype", self.dtype, f"choose {', '.join(DTYPES)}")
         choices = f"choose {', '.join(PLACEMENTS)}"
         _require(self.placement in PLACEMENTS, "--placement", self.placement, choices)
+        formats = f"choose {', '.join(LOG_FORMATS)}"
+        _require(self.log_format in LOG_FORMATS, "--log-format", self.log_format, formats)
         _require(1 <= self.slots <= 4096, "--slots", self.slots, "use 1 to 4096")
         _require(0 <= self.port <= 65535, "--port", self.port, "use 1 to 65535")
         _require(self.drain_seconds >= 0, "--drain-seconds", self.drain_seconds, "use 0 or more")

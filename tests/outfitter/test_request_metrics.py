@@ -158,7 +158,8 @@ def test_what_runs_is_told(tmp_path: Path) -> None:
         gateway.wait_ready()
         body = {"model": "base-model", "prompt": "hang midway", "stream": True}
         with client.stream("POST", "/v1/completions", json=body) as response:
-            next(response.iter_bytes())
+            chunks = response.iter_bytes()
+            next(chunks)
             with gateway.client as other:
                 found = samples(other)
             assert found["outfitter_requests_running"] == 1

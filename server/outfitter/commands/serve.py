@@ -34,6 +34,7 @@ from outfitter.config import (
     parse_tiers,
 )
 from outfitter.deps import open_store
+from outfitter.observers import logs
 from taskvectors.store.settings import TIERS, TierSettings
 
 BACKLOG = 2048
@@ -112,6 +113,10 @@ def serve(
     drain_seconds: Annotated[
         int, typer.Option(help="How long running requests may finish when stopping.")
     ] = 30,
+    log_format: Annotated[str, typer.Option(help="text, or json: an object a line.")] = "text",
+    access_log: Annotated[
+        bool, typer.Option("--access-log/--no-access-log", help="Log each request; no prompts.")
+    ] = True,
     engine_args: Annotated[
         list[str] | None, typer.Argument(help="After --: further arguments for vLLM.")
     ] = None,
@@ -151,6 +156,8 @@ def serve(
         max_model_len=max_model_len,
         model_as_given=model,
         drain_seconds=drain_seconds,
+        log_format=log_format,
+        access_log=access_log,
         engine_args=tuple(engine_args or ()),
     )
     raise typer.Exit(run(config))
@@ -162,6 +169,7 @@ def run(config: GatewayConfig, **hooks: Any) -> int:
     `hooks` replaces fields of `Hooks`.
     """
     _exit_on_signals()
+    logs.configure(config.log_format, access_log=config.access_log)
     if not config.is_loopback:
         warning = "there is no authentication: whoever reaches this port can use and change it"
         err.print(f"[bold red]WARNING[/] listening on {escape(config.host)}; {warning}")
@@ -172,6 +180,7 @@ def run(config: GatewayConfig, **hooks: Any) -> int:
     options = uvicorn.Config(
         create_app(config, replace(narrator.hooks, **given)),
         log_level="warning",
+        log_config=None,
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,

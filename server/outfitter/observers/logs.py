@@ -13,7 +13,6 @@ from typing import Any, TextIO
 from outfitter.control.outcome import Outcome
 from outfitter.control.principal import Principal
 
-FORMATS = ("text", "json")
 ACCESS, CHANGES = "outfitter.access", "outfitter.changes"
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The request that is being served."""
@@ -25,7 +24,7 @@ changes = logging.getLogger(CHANGES)
 
 
 def configure(format_: str, *, access_log: bool, stream: TextIO | None = None) -> None:
-    """Let this process log to `stream`, standard error unless given, in one of `FORMATS`."""
+    """Let this process log to `stream`, standard error unless given, as `text` or `json`."""
     handler = logging.StreamHandler(stream)
     handler.addFilter(_add_request_id)
     handler.setFormatter(JsonFormatter() if format_ == "json" else TextFormatter())
