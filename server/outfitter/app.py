@@ -24,11 +24,12 @@ from outfitter.routes import (
     pulls,
     task_vectors,
     uploads,
+    usage,
 )
 from taskvectors.errors import TaskVectorError
 
 _ROUTES = (
-    *(health, metrics, openai, loadouts, promotions, uploads),
+    *(health, metrics, openai, loadouts, promotions, uploads, usage),
     *(interference, pulls, downloads, task_vectors),  # the last takes any path below its own
 )
 

@@ -26,6 +26,8 @@ from outfitter.engine.supervisor import State, Supervisor
 from outfitter.engine.warming import Warming
 from outfitter.errors import unavailable
 from outfitter.observers.metrics import RequestMetrics
+from outfitter.observers.usage import UsageLedger
+from outfitter.state.usage import UsageTable
 from outfitter.vectors import Base, Vectors, open_vectors
 from taskvectors.checkpoint import cached_fingerprint, load_base_shapes
 from taskvectors.errors import TaskVectorError
@@ -72,6 +74,12 @@ class Gateway:
     """Told of every relayed request, once, when it has ended."""
     in_flight: InFlight = field(default_factory=InFlight)
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    usage: UsageLedger = field(init=False)
+
+    def __post_init__(self) -> None:
+        table = UsageTable(self.vectors.catalog.database)
+        self.usage = UsageLedger(table.add, self.config.name)
+        self.observers += [self.metrics, self.usage]
 
     async def run(self) -> None:
         """Prepare the base and keep the engine alive, until cancelled or given up."""
@@ -154,14 +162,15 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
     """A gateway whose engine starts in the background, and is gone afterwards."""
     vectors = await asyncio.to_thread(hooks.open_vectors, config)
     gateway = Gateway(config, hooks, vectors)
-    gateway.observers.append(gateway.metrics)
-    task = asyncio.create_task(gateway.run())
+    task, usage = asyncio.create_task(gateway.run()), asyncio.create_task(gateway.usage.run())
     try:
         yield gateway
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+        gateway.usage.close()
+        await usage
         gateway.planners.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(vectors.close)
 

@@ -142,6 +142,18 @@ METRICS = (
         "Rises with every change of the catalog.",
         "catalog.generation",
     ),
+    Described(
+        "outfitter_usage_pending",
+        GAUGE,
+        "Sums of usage that are not written yet.",
+        "usage.pending",
+    ),
+    Described(
+        "outfitter_usage_failures_total",
+        COUNTER,
+        "Attempts to write usage that failed.",
+        "usage.failures",
+    ),
     Described("outfitter_uploads_in_progress", GAUGE, "Unfinished uploads.", "uploads.in_progress"),
     Described(
         "outfitter_changes_connected",

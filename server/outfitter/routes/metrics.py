@@ -64,7 +64,8 @@ async def _snapshot(gateway: Gateway) -> dict[str, Any]:
         "streams_open": gateway.in_flight.streams,
         "engine_restarts": gateway.supervisor.restarts if gateway.supervisor else 0,
     }
-    return {**local, "engine": engine}
+    usage = {"pending": gateway.usage.num_pending, "failures": gateway.usage.failures}
+    return {**local, "usage": usage, "engine": engine}
 
 
 def _exposition(snapshot: Snapshot, requests: RequestMetrics, engine: str) -> bytes:
