@@ -16,7 +16,7 @@ REQUEST_ID_HEADER = b"x-request-id"
 MAX_PATH = 200
 _ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _QUIET = ("/health/live", "/health/ready", "/metrics")
-"""Asked so often that they are not logged."""
+"""Asked so often that they are neither logged nor traced."""
 _READING = ("GET", "HEAD", "OPTIONS")
 
 
@@ -35,6 +35,9 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         request_id = _take_id(scope)
+        tracing = scope["app"].state.gateway.tracing
+        is_traced = tracing is not None and scope["path"] not in _QUIET
+        span = tracing.begin(scope) if is_traced else None
         token = logs.REQUEST_ID.set(request_id.decode())
         began, status = time.monotonic(), 500
 
@@ -48,7 +51,10 @@ class RequestContext:
         try:
             await self._app(scope, receive, tell_id)
         finally:
-            _tell(scope, status, time.monotonic() - began)
+            route = getattr(scope.get("route"), "path", NONE)
+            if is_traced:
+                tracing.end(span, scope, route, status)
+            _tell(scope, route, status, time.monotonic() - began)
             logs.REQUEST_ID.reset(token)
 
 
@@ -71,8 +77,7 @@ def _take_id(scope: Scope) -> bytes:
     return request_id
 
 
-def _tell(scope: Scope, status: int, seconds: float) -> None:
-    route = getattr(scope.get("route"), "path", NONE)
+def _tell(scope: Scope, route: str, status: int, seconds: float) -> None:
     scope["app"].state.gateway.metrics.responded(route, status)
     state, method = scope["state"], scope["method"]
     outcome = state.get("outcome")

@@ -26,6 +26,7 @@ from outfitter.engine.supervisor import State, Supervisor
 from outfitter.engine.warming import Warming
 from outfitter.errors import unavailable
 from outfitter.observers.metrics import RequestMetrics
+from outfitter.observers.tracing import Tracing, open_tracing
 from outfitter.observers.usage import UsageLedger
 from outfitter.state.usage import UsageTable
 from outfitter.vectors import Base, Vectors, open_vectors
@@ -52,6 +53,7 @@ class Hooks:
     open_vectors: Callable[[GatewayConfig], Vectors] = lambda config: open_store(config)
     prepare_base: Callable[[GatewayConfig], Base] = lambda config: prepare_base(config)
     command: Callable[[GatewayConfig, Path, str], Sequence[str]] = engine_command
+    open_tracing: Callable[[], Tracing | None] = lambda: open_tracing(os.environ)
 
 
 @dataclass
@@ -75,6 +77,7 @@ class Gateway:
     in_flight: InFlight = field(default_factory=InFlight)
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     usage: UsageLedger = field(init=False)
+    tracing: Tracing | None = None
 
     def __post_init__(self) -> None:
         table = UsageTable(self.vectors.catalog.database)
@@ -161,7 +164,7 @@ class Gateway:
 async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gateway]:
     """A gateway whose engine starts in the background, and is gone afterwards."""
     vectors = await asyncio.to_thread(hooks.open_vectors, config)
-    gateway = Gateway(config, hooks, vectors)
+    gateway = Gateway(config, hooks, vectors, tracing=hooks.open_tracing())
     task, usage = asyncio.create_task(gateway.run()), asyncio.create_task(gateway.usage.run())
     try:
         yield gateway
@@ -173,6 +176,8 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
         await usage
         gateway.planners.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(vectors.close)
+        if gateway.tracing is not None:
+            await asyncio.to_thread(gateway.tracing.close)
 
 
 def open_store(config: GatewayConfig) -> Vectors:

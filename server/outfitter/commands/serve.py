@@ -1,6 +1,7 @@
 """`outfitter serve`: the gateway with its engine, from start to the last drained request."""
 
 import asyncio
+import os
 import resource
 import signal
 import socket
@@ -35,6 +36,7 @@ from outfitter.config import (
 )
 from outfitter.deps import open_store
 from outfitter.observers import logs
+from outfitter.observers.tracing import open_tracing
 from taskvectors.store.settings import TIERS, TierSettings
 
 BACKLOG = 2048
@@ -173,10 +175,11 @@ def run(config: GatewayConfig, **hooks: Any) -> int:
     if not config.is_loopback:
         warning = "there is no authentication: whoever reaches this port can use and change it"
         err.print(f"[bold red]WARNING[/] listening on {escape(config.host)}; {warning}")
+    tracing = open_tracing(os.environ)
     listener = listen(config)
     vectors = open_store(config)
     narrator = Narrator(config, vectors)
-    given = {"open_vectors": lambda _: vectors, **hooks}
+    given = {"open_vectors": lambda _: vectors, "open_tracing": lambda: tracing, **hooks}
     options = uvicorn.Config(
         create_app(config, replace(narrator.hooks, **given)),
         log_level="warning",
