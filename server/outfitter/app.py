@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from outfitter.config import GatewayConfig
+from outfitter.context import RequestContext
 from outfitter.deps import Hooks, open_gateway
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes import (
@@ -23,11 +24,12 @@ from outfitter.routes import (
     pulls,
     task_vectors,
     uploads,
+    usage,
 )
 from taskvectors.errors import TaskVectorError
 
 _ROUTES = (
-    *(health, metrics, openai, loadouts, promotions, uploads),
+    *(health, metrics, openai, loadouts, promotions, uploads, usage),
     *(interference, pulls, downloads, task_vectors),  # the last takes any path below its own
 )
 
@@ -44,6 +46,7 @@ def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:
     app = FastAPI(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
+    app.add_middleware(RequestContext)
     for routes in _ROUTES:
         app.include_router(routes.router)
     app.add_exception_handler(ApiError, _api_error)
@@ -88,6 +91,8 @@ def _validation_error(_: Request, error: Exception) -> Response:
     return error_response(ApiError(400, f"{where}: {first['msg']}", "invalid_parameter", where))
 
 
-def _unexpected(_: Request, __: Exception) -> Response:
+def _unexpected(request: Request, _: Exception) -> Response:
     message = "an error of the gateway itself; its log says more"
-    return error_response(ApiError(500, message, "internal_error"))
+    request_id = getattr(request.state, "request_id", None)  # the middleware has been left
+    headers = {} if request_id is None else {"x-request-id": request_id}
+    return error_response(ApiError(500, message, "internal_error", headers=headers))

@@ -19,6 +19,7 @@ from outfitter.commands import (
     sign,
     store,
     transfers,
+    usage,
     vectors,
 )
 from outfitter.commands.console import printable
@@ -69,6 +70,7 @@ app.command()(vectors.delete)
 app.command()(bench.bench)
 app.command()(promotions.promote)
 app.command()(promotions.demote)
+app.command()(usage.usage)
 app.command()(sign.keygen)
 app.command()(sign.sign)
 app.command()(sign.verify)

@@ -13,6 +13,7 @@ from taskvectors.errors import InvalidReference
 from taskvectors.spec import Reference
 from taskvectors.store.settings import DISK, ORIGIN, REDIS, TIERS, TierSettings
 
+LOG_FORMATS = ("text", "json")
 PLACEMENTS = ("auto", "off")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ADMISSION_TIMEOUT_S = 30.0
@@ -98,12 +99,24 @@ class GatewayConfig:
     model_as_given: str | None = None
     """What --model said; clients may name the model so, as with vLLM itself."""
     drain_seconds: int = 30
+    stall_seconds: int = 60
+    """How long a client may take nothing of its answer until its connection is cut."""
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    proxy_headers: bool = False
+    forwarded_allow_ips: str = "127.0.0.1"
+    """Proxies whose X-Forwarded headers are believed where `proxy_headers` is set."""
+    log_format: str = "text"
+    access_log: bool = True
+    """Whether each request is logged; changes of tenants, vectors and loadouts always are."""
     engine_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.dtype in DTYPES, "--dtype", self.dtype, f"choose {', '.join(DTYPES)}")
         choices = f"choose {', '.join(PLACEMENTS)}"
         _require(self.placement in PLACEMENTS, "--placement", self.placement, choices)
+        formats = f"choose {', '.join(LOG_FORMATS)}"
+        _require(self.log_format in LOG_FORMATS, "--log-format", self.log_format, formats)
         _require(1 <= self.slots <= 4096, "--slots", self.slots, "use 1 to 4096")
         _require(0 <= self.port <= 65535, "--port", self.port, "use 1 to 65535")
         _require(self.drain_seconds >= 0, "--drain-seconds", self.drain_seconds, "use 0 or more")
@@ -120,10 +133,24 @@ class GatewayConfig:
             ("--quarantine-bytes", self.quarantine_bytes + 1),
         ):
             _require(value > 0, option, value, "use a positive number")
+        self._check_connections()
         check_state(self.database_url, self.tiers)
         self._check_pins()
         self._check_pull_from()
         self._reject_reserved_flags()
+
+    def _check_connections(self) -> None:
+        stall = self.stall_seconds
+        _require(1 <= stall <= 3600, "--stall-seconds", stall, "use 1 to 3600")
+        for given, other, option, missing in (
+            (self.ssl_certfile, self.ssl_keyfile, "--ssl-certfile", "--ssl-keyfile"),
+            (self.ssl_keyfile, self.ssl_certfile, "--ssl-keyfile", "--ssl-certfile"),
+        ):
+            has_both = given is None or other is not None
+            _require(has_both, option, str(given), f"it needs {missing}, too")
+        for text in self.forwarded_allow_ips.split(","):
+            advice = "use addresses or networks such as 10.0.0.0/8, or * for any"
+            _require(_is_network(text.strip()), "--forwarded-allow-ips", text, advice)
 
     def _check_pins(self) -> None:
         for pin in self.pins:
@@ -166,7 +193,8 @@ class GatewayConfig:
     def url(self) -> str:
         """Where a client on this machine reaches the gateway."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        scheme = "https" if self.ssl_certfile else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 def check_state(database_url: str | None, tiers: TierSettings) -> None:
@@ -203,6 +231,14 @@ def _check_order(tiers: TierSettings) -> None:
     ):
         advice = f"the tier {name!r} needs {option}"
         _require(name not in tiers.order or url is not None, "--tiers", order, advice)
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return text == "*"
+    return True
 
 
 def _require(holds: bool, option: str, value: object, advice: str | None) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from fastapi import Depends, Request
 from outfitter.config import GatewayConfig
 from outfitter.control.fair_queue import FairQueue
 from outfitter.control.fields import OPENAI_FIELDS, known_fields
-from outfitter.control.outcome import Outcome
+from outfitter.control.outcome import InFlight, Outcome
 from outfitter.control.principal import OPEN, Principal
 from outfitter.control.resolve import Plan, plan
 from outfitter.engine.command import engine_command, engine_environment
@@ -25,8 +26,12 @@ from outfitter.engine.relay import Relay
 from outfitter.engine.supervisor import State, Supervisor
 from outfitter.engine.warming import Warming
 from outfitter.errors import unavailable
+from outfitter.observers.metrics import RequestMetrics
+from outfitter.observers.tracing import Tracing, open_tracing
+from outfitter.observers.usage import UsageLedger
 from outfitter.quotas.counters import Counters
 from outfitter.quotas.quotas import Quotas
+from outfitter.state.usage import UsageTable
 from outfitter.vectors import Base, Vectors, open_vectors
 from taskvectors.checkpoint import cached_fingerprint, load_base_shapes
 from taskvectors.errors import TaskVectorError
@@ -51,6 +56,7 @@ class Hooks:
     open_vectors: Callable[[GatewayConfig], Vectors] = lambda config: open_store(config)
     prepare_base: Callable[[GatewayConfig], Base] = lambda config: prepare_base(config)
     command: Callable[[GatewayConfig, Path, str], Sequence[str]] = engine_command
+    open_tracing: Callable[[], Tracing | None] = lambda: open_tracing(os.environ)
 
 
 @dataclass
@@ -72,6 +78,15 @@ class Gateway:
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
     observers: list[Callable[[Outcome], None]] = field(default_factory=list)
     """Told of every relayed request, once, when it has ended."""
+    in_flight: InFlight = field(default_factory=InFlight)
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    usage: UsageLedger = field(init=False)
+    tracing: Tracing | None = None
+
+    def __post_init__(self) -> None:
+        table = UsageTable(self.vectors.catalog.database)
+        self.usage = UsageLedger(table.add, self.config.name)
+        self.observers += [self.quotas.observe, self.metrics, self.usage]
 
     async def run(self) -> None:
         """Prepare the base and keep the engine alive, until cancelled or given up."""
@@ -145,7 +160,8 @@ class Gateway:
         decide = partial(plan, requested, self.vectors.resolve, base.fingerprint, base.modules)
         if requested is None:
             return decide()
-        return await asyncio.get_running_loop().run_in_executor(self.planners, decide)
+        loop, context = asyncio.get_running_loop(), copy_context()
+        return await loop.run_in_executor(self.planners, context.run, decide)
 
 
 @asynccontextmanager
@@ -153,8 +169,8 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
     """A gateway whose engine starts in the background, and is gone afterwards."""
     vectors = await asyncio.to_thread(hooks.open_vectors, config)
     quotas = open_quotas(config, vectors)
-    gateway = Gateway(config, hooks, vectors, quotas, observers=[quotas.observe])
-    task = asyncio.create_task(gateway.run())
+    gateway = Gateway(config, hooks, vectors, quotas, tracing=hooks.open_tracing())
+    task, usage = asyncio.create_task(gateway.run()), asyncio.create_task(gateway.usage.run())
     try:
         yield gateway
     finally:
@@ -162,8 +178,12 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
         with suppress(asyncio.CancelledError):
             await task
         await quotas.close()
+        gateway.usage.close()
+        await usage
         gateway.planners.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(vectors.close)
+        if gateway.tracing is not None:
+            await asyncio.to_thread(gateway.tracing.close)
 
 
 def open_store(config: GatewayConfig) -> Vectors:
@@ -209,7 +229,8 @@ def _gateway(request: Request) -> Gateway:
 GatewayDep = Annotated[Gateway, Depends(_gateway)]
 
 
-def _principal(_: Request) -> Principal:
+def _principal(request: Request) -> Principal:
+    request.state.principal = OPEN  # for the log
     return OPEN
 
 

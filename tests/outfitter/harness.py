@@ -13,10 +13,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import uvicorn
+from fastapi import FastAPI
 
 from outfitter.app import create_app
+from outfitter.commands.listener import listen, server_config
 from outfitter.config import GatewayConfig
-from outfitter.deps import Hooks, open_store
+from outfitter.deps import Gateway, Hooks, open_store
 from outfitter.vectors import Base, Draft, Vectors
 from taskvectors.format import file_digest, write_vector
 from taskvectors.store.settings import TierSettings
@@ -37,6 +39,13 @@ class Running:
     log: list[str]
     announced: list[str]
     failures: list[str]
+    app: FastAPI | None = None
+
+    @property
+    def inner(self) -> Gateway:
+        """The gateway's own state; it lives in another thread."""
+        assert self.app is not None
+        return self.app.state.gateway
 
     @property
     def client(self) -> httpx.Client:
@@ -67,11 +76,12 @@ def running(
     *extra: str,
     prepare: Callable | None = None,
     on_ready: Callable[[], None] = lambda: None,
+    **more: object,
 ) -> Iterator[Running]:
-    """Serve `config` with the stand-in engine in a thread."""
+    """Serve `config` with the stand-in engine in a thread; `more` are further hooks."""
     base = Base(FINGERPRINT, SHAPES)
-    listener = socket.create_server(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener = listen(dataclasses.replace(config, host="127.0.0.1", port=0))
+    url = dataclasses.replace(config, port=listener.getsockname()[1]).url
     gateway = Running(url, config, [], [], [])
     hooks = Hooks(
         announce=gateway.announced.append,
@@ -80,13 +90,15 @@ def running(
         on_failure=gateway.failures.append,
         prepare_base=prepare or (lambda config: base),
         command=fake_command(*extra),
+        **more,
     )
-    options = uvicorn.Config(
-        create_app(config, hooks), log_level="warning", timeout_graceful_shutdown=1
-    )
+    app = create_app(config, hooks)
+    options = server_config(config, app)
+    options.timeout_graceful_shutdown = 1
     server = uvicorn.Server(options)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
+    gateway.app = app
     try:
         yield gateway
     finally:

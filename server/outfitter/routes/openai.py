@@ -1,6 +1,7 @@
 """The routes of OpenAI's API: checked, resolved, and relayed to the engine."""
 
 import json
+from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -15,16 +16,22 @@ from outfitter.control.resolve import (
     requested_loadout,
 )
 from outfitter.deps import Gateway, GatewayDep, PrincipalDep
+from outfitter.engine.hidden import with_usage
 from outfitter.engine.rewrite import Identity
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.quotas.ticket import Ticket
 from outfitter.routes.body import read_body
+from outfitter.routes.observed import Observed, observe
 from outfitter.routes.relayed import EngineRequest, RelayedResponse
 from taskvectors.errors import TaskVectorError
 
 router = APIRouter(prefix="/v1")
 
 LOADOUT_HEADER = "x-taskvectors-loadout"
+_SCHEMAS = {
+    "/v1/chat/completions": "ChatCompletionRequest",
+    "/v1/completions": "CompletionRequest",
+}
 _PASSED_HEADERS = ("x-request-id", "traceparent", "tracestate")
 
 
@@ -33,14 +40,13 @@ async def chat_completions(
     request: Request, gateway: GatewayDep, principal: PrincipalDep
 ) -> Response:
     """A chat completion, streamed or not."""
-    route = ("/v1/chat/completions", "ChatCompletionRequest")
-    return await _complete(request, gateway, principal, *route)
+    return await _observed(request, gateway, principal, "/v1/chat/completions")
 
 
 @router.post("/completions")
 async def completions(request: Request, gateway: GatewayDep, principal: PrincipalDep) -> Response:
     """A text completion, streamed or not."""
-    return await _complete(request, gateway, principal, "/v1/completions", "CompletionRequest")
+    return await _observed(request, gateway, principal, "/v1/completions")
 
 
 @router.get("/models")
@@ -56,20 +62,28 @@ async def get_model(model: str, gateway: GatewayDep) -> dict[str, object]:
     return _model(gateway)
 
 
-async def _complete(
-    request: Request, gateway: Gateway, principal: Principal, path: str, schema: str
+async def _observed(
+    request: Request, gateway: Gateway, principal: Principal, path: str
 ) -> Response:
+    observed = observe(request, gateway, principal, path)
+    with observed.refusals():
+        return await _complete(request, gateway, observed, path)
+
+
+async def _complete(request: Request, gateway: Gateway, observed: Observed, path: str) -> Response:
     body = parse_body(await read_body(request, gateway.config.max_body_bytes))
     model = check_model(body, gateway.config.served_names)
+    observed.outcome.model, observed.outcome.is_stream = model, body.get("stream") is True
     relay = gateway.ready_relay()
-    check_fields(body, gateway.known_fields.get(schema))
+    check_fields(body, gateway.known_fields.get(_SCHEMAS[path]))
     plan = await _plan(gateway, body)
-    content = _engine_body(body, plan, gateway.config.name)
+    fields, hides_usage = with_usage(body)
+    content = _engine_body(fields, plan, gateway.config.name)
     identity = Identity(model, plan.label, plan.task_vectors)
-    async with gateway.quotas.admitted(principal, request) as ticket:
+    async with gateway.quotas.admitted(observed.outcome.principal, request) as ticket:
         headers = _engine_headers(request, plan, ticket)
-        engine_request = EngineRequest(path, content, headers)
-        return ticket.carry(RelayedResponse(relay, engine_request, identity))
+        asked = EngineRequest(path, content, headers, hides_usage)
+        return ticket.carry(RelayedResponse(relay, asked, identity, observed))
 
 
 async def _plan(gateway: Gateway, body: dict[str, object]) -> Plan:
@@ -79,7 +93,7 @@ async def _plan(gateway: Gateway, body: dict[str, object]) -> Plan:
         raise from_task_vector_error(error, TASK_VECTORS) from error
 
 
-def _engine_body(body: dict[str, object], plan: Plan, base: str) -> bytes:
+def _engine_body(body: Mapping[str, object], plan: Plan, base: str) -> bytes:
     fields = {key: value for key, value in body.items() if key != TASK_VECTORS}
     fields["model"] = base if plan.loadout.is_base else plan.loadout.engine_name
     try:

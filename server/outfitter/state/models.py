@@ -18,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 MAX_PART = 96
 MAX_PATH = 2 * MAX_PART + 1
+MAX_USAGE_TEXT = 256
 _BIG_KEY = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER counts up by itself there
 _LATEST: dict[str, Any] = {
     "sqlite_where": text("is_latest = 1"),
@@ -196,3 +197,31 @@ class LoadoutVectorRow(Base):
         ForeignKey("loadouts.id", ondelete="CASCADE"), primary_key=True
     )
     digest: Mapped[str] = mapped_column(_exact(64), primary_key=True, index=True)
+
+
+class UsageRow(Base):
+    """What one key of a tenant used of one model on one day. day: in UTC, `2026-11-27`.
+
+    key: its visible prefix, empty where none was needed. model: a saved loadout or the base, empty
+    for requests that were refused before it was known.
+    """
+
+    __tablename__ = "usage"
+    day: Mapped[str] = mapped_column(_exact(10), primary_key=True)
+    tenant: Mapped[str] = mapped_column(_exact(MAX_USAGE_TEXT), primary_key=True)
+    key: Mapped[str] = mapped_column(_exact(MAX_USAGE_TEXT), primary_key=True)
+    model: Mapped[str] = mapped_column(_exact(MAX_USAGE_TEXT), primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    cached_tokens: Mapped[int] = mapped_column(BigInteger)
+    completion_tokens: Mapped[int] = mapped_column(BigInteger)
+    errors: Mapped[int] = mapped_column(BigInteger)
+
+
+class UsageWriterRow(Base):
+    """A process that writes usage. flushed: its last batch. seen: Unix time of that, seconds."""
+
+    __tablename__ = "usage_writers"
+    id: Mapped[str] = mapped_column(_exact(32), primary_key=True)
+    flushed: Mapped[int] = mapped_column(BigInteger)
+    seen: Mapped[int] = mapped_column(BigInteger)
