@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from outfitter.quotas import counters
-from outfitter.quotas.counters import Count, Counters
+from outfitter.quotas.count import Count
+from outfitter.quotas.counters import Counters
 from tests import services
 
 

@@ -19,6 +19,7 @@ STATUSES = {
     own.UploadMismatch: (409, "upload_mismatch"),
     own.UploadLocked: (423, "upload_locked"),
     own.TooManyUploads: (429, "too_many_uploads"),
+    own.InvalidLimits: (400, "invalid_limits"),
 }
 
 

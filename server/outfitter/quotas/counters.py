@@ -2,21 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import redis
-from limits.aio.storage import RedisStorage
-from limits.aio.storage.redis.redispy import RedispyBridge
-from redis.asyncio import BlockingConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
+from outfitter.quotas.count import Count
 from taskvectors.errors import TierUnavailable
 from taskvectors.store.breaker import Breaker
 from taskvectors.store.redis_client import RedisClient
+
+if TYPE_CHECKING:
+    from outfitter.quotas.shared import SharedStorage
 
 log = logging.getLogger(__name__)
 
@@ -25,21 +22,6 @@ TIMEOUT_S = 0.025
 CHARGE_TIMEOUT_S = 1.0
 """The same for what nobody waits for."""
 AWAY_S = 1.0
-MAX_CONNECTIONS = 2
-
-
-@dataclass(frozen=True)
-class Count:
-    """One number to add to, or to read where `amount` is 0.
-
-    key: which limit of whom. window: its number; a new one begins at zero. seconds: how long a
-    window is.
-    """
-
-    key: str
-    window: int
-    amount: int
-    seconds: int
 
 
 class Counters:
@@ -51,7 +33,7 @@ class Counters:
 
     def __init__(self, url: str | None, prefix: str) -> None:
         self._own: dict[str, tuple[int, int]] = {}
-        self._shared, self._pool = (None, None) if url is None else _open(url, prefix)
+        self._shared = _open(url, prefix)
         self._where = "" if url is None else RedisClient(url, TIMEOUT_S).where
         self._breaker = Breaker(f"Redis at {self._where}, for quotas,", away_s=AWAY_S)
         self._num_shared = self._num_own = 0
@@ -86,9 +68,8 @@ class Counters:
         """Close the connections."""
         if self._asking is not None:
             await asyncio.wait({self._asking})
-        if self._pool is not None:
-            with suppress(redis.RedisError, OSError):
-                await self._pool.disconnect()
+        if self._shared is not None:
+            await self._shared.close()
 
     def _add(self, count: Count) -> int:
         window, number = self._own.get(count.key, (count.window, 0))
@@ -129,64 +110,13 @@ class Counters:
                     answer.set_result(found)
 
 
-class _Storage(RedisStorage):
-    """The library's storage, which can count many at once."""
-
-    async def count(self, counts: Sequence[Count]) -> list[int]:
-        """Add to numbers, or read them, in one round trip. Raises RedisError, OSError.
-
-        Each is told what it was after its own turn.
-        """
-        sums: dict[tuple[str, int], int] = {}
-        seconds: dict[tuple[str, int], int] = {}
-        for count in counts:
-            place = count.key, count.window
-            sums[place] = sums.get(place, 0) + count.amount
-            seconds[place] = count.seconds
-        after = dict(zip(sums, await self._add(sums, seconds), strict=True))
-        now = {place: number - sums[place] for place, number in after.items()}
-        numbers = []
-        for count in counts:
-            now[count.key, count.window] += count.amount
-            numbers.append(now[count.key, count.window])
-        return numbers
-
-    async def _add(
-        self, sums: Mapping[tuple[str, int], int], seconds: Mapping[tuple[str, int], int]
-    ) -> list[int]:
-        bridge = self.bridge
-        assert isinstance(bridge, RedispyBridge)
-        client: Any = bridge.get_connection()
-        pipeline = client.pipeline(transaction=False)
-        for (key, window), amount in sums.items():
-            name = bridge.prefixed_key(f"{key}:{window}")
-            if amount:
-                pipeline.incrby(name, amount)
-                pipeline.expire(name, 2 * seconds[key, window])
-            else:
-                pipeline.get(name)
-        replies = await pipeline.execute()
-        return [int(reply or 0) for reply in replies if not isinstance(reply, bool)]  # of `expire`
-
-
-def _open(url: str, prefix: str) -> tuple[_Storage | None, BlockingConnectionPool | None]:
-    """Connects when it is first asked; None for a cluster."""
+def _open(url: str | None, prefix: str) -> "SharedStorage | None":
+    """None without a URL, and for a cluster."""
+    if url is None:
+        return None
     if RedisClient(url, TIMEOUT_S).is_cluster:
         log.warning("quotas are counted by each server for itself: a Redis cluster is not asked")
-        return None, None
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=MAX_CONNECTIONS,
-        timeout=None,
-        socket_timeout=CHARGE_TIMEOUT_S,
-        socket_connect_timeout=CHARGE_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,
-    )
-    storage = _Storage(
-        f"async+{url.replace('unix://', 'redis+unix://')}",
-        implementation="redispy",
-        key_prefix=f"{prefix}:quota",
-        connection_pool=pool,  # type: ignore[arg-type]
-    )
-    return storage, pool
+        return None
+    from outfitter.quotas.shared import SharedStorage  # slow to import
+
+    return SharedStorage(url, f"{prefix}:quota", CHARGE_TIMEOUT_S)

@@ -26,7 +26,8 @@ from outfitter.control.windows import (
     windows_of,
 )
 from outfitter.errors import ApiError, unavailable
-from outfitter.quotas.counters import CHARGE_TIMEOUT_S, Count, Counters
+from outfitter.quotas.count import Count
+from outfitter.quotas.counters import CHARGE_TIMEOUT_S, Counters
 from outfitter.quotas.ticket import Ticket
 
 MAX_LABELS = 64
@@ -117,7 +118,8 @@ class Quotas:
         windows = [w for w in windows_of(self.limits_of(tenant)) if w.kind == TOKENS]
         if not windows or not tokens:
             return
-        counts = [self._count_of(window, tenant, tokens) for window in windows]
+        now = self._clock()
+        counts = [_count_of(window, tenant, now, tokens) for window in windows]
         task = asyncio.create_task(self._counters.count(counts, timeout_s=CHARGE_TIMEOUT_S))
         self._charges.add(task)
         task.add_done_callback(self._charges.discard)
@@ -161,9 +163,9 @@ class Quotas:
 
     async def _counted(self, tenant: str, windows: Sequence[Window]) -> dict[str, str]:
         """The headers for the client; raises ApiError (429)."""
-        counts = [self._count_of(w, tenant, int(w.kind == REQUESTS)) for w in windows]
-        used = await self._counters.count(counts)
         now = self._clock()
+        counts = [_count_of(w, tenant, now, int(w.kind == REQUESTS)) for w in windows]
+        used = await self._counters.count(counts)
         standings = [
             Standing(window, number, window.resets_in(tenant, now))
             for window, number in zip(windows, used, strict=True)
@@ -171,10 +173,6 @@ class Quotas:
         if error := refusal(tenant, standings):
             raise error
         return headers_of(standings)
-
-    def _count_of(self, window: Window, tenant: str, amount: int) -> Count:
-        number = window.number(tenant, self._clock())
-        return Count(f"{tenant}:{window.name}", number, amount, window.seconds)
 
     async def _placed(
         self, tenant: str, most: int | None, queue: int | None, request: Request
@@ -248,6 +246,11 @@ class Quotas:
         other.waited_seconds += gone.waited_seconds
         other.tokens += gone.tokens
         other.refused += gone.refused
+
+
+def _count_of(window: Window, tenant: str, now: float, amount: int) -> Count:
+    number = window.number(tenant, now)
+    return Count(f"{tenant}:{window.name}", number, amount, window.seconds)
 
 
 def _empty() -> dict[str, Any]:

@@ -142,7 +142,7 @@ def test_a_flood_that_lasts_gains_nothing_by_its_patience(run: Callable) -> None
                 before = list(world.worker.evictions)
         stop = True
         await asyncio.gather(*floods)
-        assert sum(waits) / len(waits) < 0.1
+        assert sum(waits) / len(waits) < 0.25
         assert len(waits) > 24
         later = world.worker.evictions[len(before) :]
         assert len(later) > 12
