@@ -61,11 +61,10 @@ async def find(request: Request, gateway: GatewayDep, principal: PrincipalDep) -
         page, after = await asyncio.to_thread(catalog.loadout_versions, plain_name(name)), None
     else:
         page, after = await asyncio.to_thread(catalog.loadouts, limit, after)
-    data = [
-        {**describe_loadout(saved), "latest": saved.is_latest}
-        for saved in page
-        if visible(principal, saved)
-    ]
+    seen = [saved for saved in page if visible(principal, saved)]
+    if name is not None and not seen:
+        raise VectorNotFound(f"no saved loadout '{name}'")
+    data = [{**describe_loadout(saved), "latest": saved.is_latest} for saved in seen]
     return {"object": "list", "data": data, "has_more": after is not None, "after": after}
 
 
