@@ -44,6 +44,8 @@ async def answer(request: web.Request) -> web.StreamResponse:
     if prompt in ERRORS:
         status, fields = ERRORS[prompt](body["model"])
         return web.Response(status=status, text=fields, content_type="application/json")
+    if prompt == "bytes":
+        return web.Response(body=b'{"model":"x"}\x00', content_type="application/octet-stream")
     shape = SHAPES[request.path]
     if body.get("stream"):
         return await stream(request, body, prompt, shape)

@@ -67,20 +67,26 @@ class Identity:
 
 @dataclass
 class StreamRewriter:
-    """Rewrites server-sent events line by line, whatever way the network cut them."""
+    """Rewrites server-sent events, whatever way the network cut them."""
 
     identity: Identity
     has_described: bool = False
     _rest: list[bytes] = field(default_factory=list)
 
     def feed(self, chunk: bytes) -> bytes:
-        """The rewritten lines that `chunk` completes."""
+        """What `chunk` completes: rewritten lines, or whole events where events have names.
+
+        So a stream that breaks off never leaves a name without data behind.
+        """
+        self._rest.append(chunk)
         if b"\n" not in chunk:
-            self._rest.append(chunk)
             return b""
-        complete, _, rest = (b"".join(self._rest) + chunk).rpartition(b"\n")
+        end = b"\n" if self.identity.dialect is Dialect.OPENAI else b"\n\n"
+        complete, found, rest = b"".join(self._rest).rpartition(end)
         self._rest = [rest] if rest else []
-        return b"".join(self._rewrite(line) + b"\n" for line in complete.split(b"\n"))
+        if not found:
+            return b""
+        return b"\n".join(map(self._rewrite, complete.split(b"\n"))) + end
 
     def finish(self) -> bytes:
         """What is left when the stream ends without a newline."""
@@ -117,17 +123,16 @@ def event_body(error: ApiError, dialect: Dialect) -> dict[str, object]:
     if dialect is Dialect.OPENAI:
         return error.body
     fields = {"code": error.code, "message": error.message, "param": error.param}
-    inner = {**fields, "type": error.type}
     if dialect is Dialect.ANTHROPIC:
-        inner["type"] = anthropic_type(error.status)
-    return {"type": "error", **fields, "error": inner}
+        return {"type": "error", "error": {**fields, "type": anthropic_type(error.status)}}
+    return {"type": "error", **fields, "error": {**fields, "type": error.type}}
 
 
 def stream_error(error: ApiError, dialect: Dialect = Dialect.OPENAI) -> bytes:
     """A last server-sent event that says why the stream ends here."""
-    name = b"" if dialect is Dialect.OPENAI else b"event: error\n"
+    before = b"\n\n" if dialect is Dialect.OPENAI else b"event: error\n"
     body = json.dumps(event_body(error, dialect)).encode()
-    return b"\n\n" + name + b"data: " + body + b"\n\n"
+    return before + b"data: " + body + b"\n\n"
 
 
 def translate_error(status: int, body: bytes, identity: Identity) -> ApiError:
