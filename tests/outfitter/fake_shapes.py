@@ -90,7 +90,17 @@ class Responses(Shape):
         }
 
     def begin(self, body: dict) -> list[dict]:
-        return [{"response": self.whole(body, ""), "type": "response.created"}]
+        item = {"id": "msg-1", "type": "message", "role": "assistant", "content": []}
+        part = {"type": "output_text", "text": "", "annotations": []}
+        return [
+            {"response": self.whole(body, ""), "type": "response.created"},
+            {"item": item, "output_index": 0, "type": "response.output_item.added"},
+            {
+                "part": part,
+                **{"item_id": "msg-1", "output_index": 0, "content_index": 0},
+                "type": "response.content_part.added",
+            },
+        ]
 
     def part(self, body: dict, word: str) -> dict:
         fields = {"content_index": 0, "item_id": "msg-1", "output_index": 0, "logprobs": []}
