@@ -97,7 +97,9 @@ class Responses(Shape):
             {"item": item, "output_index": 0, "type": "response.output_item.added"},
             {
                 "part": part,
-                **{"item_id": "msg-1", "output_index": 0, "content_index": 0},
+                "item_id": "msg-1",
+                "output_index": 0,
+                "content_index": 0,
                 "type": "response.content_part.added",
             },
         ]

@@ -38,11 +38,23 @@ MIX: Schema = {
 }
 NAME: Schema = {"type": "string", "example": "acme/support-bot"}
 
+TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
 SAVED: Schema = {
     "name": NAME,
     TASK_VECTORS: MIX,
-    "description": {"type": ["string", "null"]},
+    "description": TEXT_OR_NULL,
     "request_vectors": {"enum": list(REQUEST_VECTORS)},
+}
+TEXTS: Schema = {"type": ["array", "null"], "items": {"type": "string"}}
+DETAILS: Schema = {
+    **dict.fromkeys(("license", "description", "card"), TEXT_OR_NULL),
+    **dict.fromkeys(("languages", "labels"), TEXTS),
+}
+DRAFT: Schema = {
+    "name": NAME,
+    "tags": TEXTS,
+    **DETAILS,
+    "signature": {"type": ["string", "object", "null"]},
 }
 _TEXT: Schema = {"type": ["string", "array", "object"]}
 _INPUTS = ("messages", "prompt", "input", "query", "documents", "text_1", "text_2", "tokens")
@@ -54,6 +66,14 @@ def json_body(properties: Schema, *required: str, extra: bool = False) -> Schema
     if required:
         schema["required"] = list(required)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def file_body(kind: str, **others: Schema) -> Schema:
+    """`openapi_extra` of a route that takes bytes. others: bodies of JSON that it takes, too."""
+    content = {kind: {"schema": {"type": "string", "format": "binary"}}}
+    for body in others.values():
+        content |= body["requestBody"]["content"]
+    return {"requestBody": {"content": content}}
 
 
 def relayed_body(route: Route) -> Schema:
