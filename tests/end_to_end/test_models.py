@@ -15,6 +15,7 @@ from tests.outfitter.engine_document import document
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 MIX = {"lowrank": 0.7, "sparse": -0.5}
+COLD = {"temperature": 0}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_a_message_whole_and_streamed(gateway: Gateway, bot: str) -> None:
     with anthropic.Anthropic(
         base_url=gateway.url, api_key="none", max_retries=0, timeout=CLIENT_TIMEOUT_S
     ) as sdk:
-        ask = {"model": bot, "messages": QUESTION, "max_tokens": 6, "temperature": 0}
+        ask = {"model": bot, "messages": QUESTION, "max_tokens": 6, "extra_body": COLD}
         whole = sdk.messages.create(**ask)
         with sdk.messages.stream(**ask) as stream:
             streamed = stream.get_final_message()
