@@ -77,7 +77,8 @@ async def _loadout(gateway: Gateway, principal: Principal, body: dict[str, objec
     try:
         if LOADOUT in body:
             reference = named(required(body, LOADOUT, str, '"acme/support-bot"'))
-            return (await visible_saved(gateway, principal, reference)).loadout
+            saved = await visible_saved(gateway, principal, reference)
+            return (await gateway.plan(principal, None, saved)).loadout
         loadout = (await gateway.plan(principal, requested_loadout(body))).loadout
         if loadout.is_base:
             raise InvalidLoadout("the loadout adds nothing to the base: no vector has a weight")
