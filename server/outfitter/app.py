@@ -11,7 +11,10 @@ from starlette.responses import Response
 
 from outfitter.config import GatewayConfig
 from outfitter.context import RequestContext
+from outfitter.control.surface import Dialect, dialect_of
 from outfitter.deps import Hooks, open_gateway
+from outfitter.engine.rewrite import event_body
+from outfitter.envelope import Application
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes import (
     downloads,
@@ -19,6 +22,7 @@ from outfitter.routes import (
     interference,
     loadouts,
     metrics,
+    models,
     openai,
     promotions,
     pulls,
@@ -29,7 +33,7 @@ from outfitter.routes import (
 from taskvectors.errors import TaskVectorError
 
 _ROUTES = (
-    *(health, metrics, openai, loadouts, promotions, uploads, usage),
+    *(health, metrics, models, openai, loadouts, promotions, uploads, usage),
     *(interference, pulls, downloads, task_vectors),  # the last takes any path below its own
 )
 
@@ -43,7 +47,7 @@ def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:
             app.state.gateway = gateway
             yield
 
-    app = FastAPI(
+    app = Application(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.add_middleware(RequestContext)
@@ -57,20 +61,24 @@ def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:
     return app
 
 
-def error_response(error: ApiError) -> Response:
-    """An error as the client gets it; plain ASCII, so that no text can break it."""
-    content = json.dumps(error.body)
+def error_response(error: ApiError, request: Request | None = None) -> Response:
+    """An error as the client gets it; plain ASCII, so that no text can break it.
+
+    request: the way its API writes errors; OpenAI's without one.
+    """
+    is_anthropic = request is not None and dialect_of(request.url.path) is Dialect.ANTHROPIC
+    content = json.dumps(event_body(error, Dialect.ANTHROPIC) if is_anthropic else error.body)
     return Response(content, error.status, dict(error.headers), media_type="application/json")
 
 
-def _api_error(_: Request, error: Exception) -> Response:
+def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(error, request)
 
 
-def _task_vector_error(_: Request, error: Exception) -> Response:
+def _task_vector_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TaskVectorError)
-    return error_response(from_task_vector_error(error))
+    return error_response(from_task_vector_error(error), request)
 
 
 def _http_exception(request: Request, error: Exception) -> Response:
@@ -91,8 +99,6 @@ def _validation_error(_: Request, error: Exception) -> Response:
     return error_response(ApiError(400, f"{where}: {first['msg']}", "invalid_parameter", where))
 
 
-def _unexpected(request: Request, _: Exception) -> Response:
+def _unexpected(_: Request, __: Exception) -> Response:
     message = "an error of the gateway itself; its log says more"
-    request_id = getattr(request.state, "request_id", None)  # the middleware has been left
-    headers = {} if request_id is None else {"x-request-id": request_id}
-    return error_response(ApiError(500, message, "internal_error", headers=headers))
+    return error_response(ApiError(500, message, "internal_error"))

@@ -15,6 +15,7 @@ from outfitter.commands import (
     merge,
     oci,
     promotions,
+    saved,
     serve,
     sign,
     store,
@@ -76,6 +77,7 @@ app.command()(sign.sign)
 app.command()(sign.verify)
 app.add_typer(oci.oci, name="oci")
 app.add_typer(store.store, name="store")
+app.add_typer(saved.loadout, name="loadout")
 
 
 def _print_version(wanted: bool) -> None:

@@ -17,10 +17,19 @@ from fastapi import Depends, Request
 
 from outfitter.config import GatewayConfig
 from outfitter.control.fair_queue import FairQueue
-from outfitter.control.fields import OPENAI_FIELDS, known_fields
+from outfitter.control.fields import Known, known_fields, offered_paths
 from outfitter.control.outcome import InFlight, Outcome
 from outfitter.control.principal import OPEN, Principal
 from outfitter.control.resolve import Plan, plan
+from outfitter.control.saved import (
+    Asked,
+    apply,
+    check_servable,
+    model_not_found,
+    saved_reference,
+    visible,
+)
+from outfitter.control.surface import ROUTES
 from outfitter.engine.command import engine_command, engine_environment
 from outfitter.engine.relay import Relay
 from outfitter.engine.supervisor import State, Supervisor
@@ -31,10 +40,11 @@ from outfitter.observers.tracing import Tracing, open_tracing
 from outfitter.observers.usage import UsageLedger
 from outfitter.quotas.counters import Counters
 from outfitter.quotas.quotas import Quotas
+from outfitter.state.records import SavedLoadout
 from outfitter.state.usage import UsageTable
 from outfitter.vectors import Base, Vectors, open_vectors
 from taskvectors.checkpoint import cached_fingerprint, load_base_shapes
-from taskvectors.errors import TaskVectorError
+from taskvectors.errors import TaskVectorError, VectorNotFound
 from taskvectors.spec import RequestedLoadout
 
 log = logging.getLogger(__name__)
@@ -71,7 +81,10 @@ class Gateway:
     supervisor: Supervisor | None = None
     relay: Relay | None = None
     warming: Warming | None = None
-    known_fields: dict[str, frozenset[str] | None] = field(default_factory=dict)
+    known_fields: dict[str, Known | None] = field(default_factory=dict)
+    """Of each path of the engine; None where nobody can tell."""
+    offered: frozenset[str] | None = None
+    """The paths that the engine answers; None where nobody can tell."""
     created: int = field(default_factory=lambda: int(time.time()))
     planners: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(MAX_PLANNERS))
     """Of their own: requests go on while other routes wait for a slow database."""
@@ -124,7 +137,8 @@ class Gateway:
     async def _on_ready(self) -> None:
         assert self.relay is not None
         openapi = await self.relay.openapi()
-        self.known_fields = {name: known_fields(openapi, name) for name in OPENAI_FIELDS}
+        self.known_fields = {one.target: known_fields(openapi, one.target) for one in ROUTES}
+        self.offered = offered_paths(openapi)
         self.hooks.on_ready()
         assert self.warming is not None
         self.warming.begin(self.config.pins)
@@ -154,14 +168,53 @@ class Gateway:
             raise unavailable(self.reason_not_ready or "", "engine_not_ready")
         return self.base
 
-    async def plan(self, requested: RequestedLoadout | None) -> Plan:
-        """Decide how a request is served; reads the store in a thread."""
+    async def asked(self, principal: Principal, model: str) -> Asked:
+        """The base or the saved loadout that a request names as its model, as it is now.
+
+        Raises ApiError (404), the same for what the key may not see; CatalogUnavailable.
+        """
+        if model in self.config.served_names:
+            return Asked(model)
+        reference = saved_reference(model)
+        if reference is None:
+            raise model_not_found(model, self.config.name)
+        find = partial(self.vectors.loadout, reference)
+        try:
+            saved = await asyncio.get_running_loop().run_in_executor(self.planners, find)
+        except VectorNotFound as error:
+            raise model_not_found(model, self.config.name) from error
+        if not visible(principal, saved):
+            raise model_not_found(model, self.config.name)
+        return Asked(model, saved)
+
+    async def plan(
+        self,
+        principal: Principal,
+        requested: RequestedLoadout | None,
+        saved: SavedLoadout | None = None,
+    ) -> Plan:
+        """Decide how a request is served; reads the store in a thread.
+
+        saved: the model, None for the base. Raises TaskVectorError, ApiError.
+        """
         base = self.ready_base()
-        decide = partial(plan, requested, self.vectors.resolve, base.fingerprint, base.modules)
-        if requested is None:
+        decide = partial(self._decide, principal, base, requested, saved)
+        if requested is None and saved is None:
             return decide()
         loop, context = asyncio.get_running_loop(), copy_context()
         return await loop.run_in_executor(self.planners, context.run, decide)
+
+    def _decide(
+        self,
+        principal: Principal,  # noqa: ARG002
+        base: Base,
+        requested: RequestedLoadout | None,
+        saved: SavedLoadout | None,
+    ) -> Plan:
+        if saved is not None:
+            check_servable(saved, self.vectors.resolve, base.fingerprint)
+        own = plan(requested, self.vectors.resolve, base.fingerprint, base.modules)
+        return own if saved is None else apply(saved, own)
 
 
 @asynccontextmanager

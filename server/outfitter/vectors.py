@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Self
@@ -22,6 +22,8 @@ from outfitter.state.records import (
     Page,
     Publication,
     Query,
+    SavedLoadout,
+    Terms,
     Version,
 )
 from outfitter.state.resolver import Resolver
@@ -30,7 +32,7 @@ from outfitter.trust.details import check_details, merge_details
 from outfitter.trust.policy import Trust
 from taskvectors.errors import BaseMismatch, InvalidFile, InvalidReference
 from taskvectors.format import FileHeader, file_digest, validate_file
-from taskvectors.spec import Reference, parse_tag
+from taskvectors.spec import Loadout, Reference, parse_tag
 from taskvectors.store import DirectoryStore
 from taskvectors.store.room import needing_room
 from taskvectors.store.settings import TierSettings
@@ -170,6 +172,34 @@ class Vectors:
         deletion = self.catalog.delete(reference)
         self.resolver.changed()
         return deletion
+
+    def loadout(self, reference: Reference) -> SavedLoadout:
+        """The saved loadout of a name, or of a name and version; raises VectorNotFound."""
+        return self.resolver.loadout(reference)
+
+    def save_loadout(
+        self,
+        name: str,
+        loadout: Loadout,
+        request: Mapping[str, object],
+        publisher: str | None,
+        terms: Terms,
+    ) -> SavedLoadout:
+        """Save a loadout as the next version of a name; see `Catalog.save_loadout`."""
+        saved = self.catalog.save_loadout(name, loadout, request, publisher, terms)
+        self.resolver.changed()
+        return saved
+
+    def move_loadout(self, name: str, version: int) -> SavedLoadout:
+        """Let a bare name mean this version from now on; raises VectorNotFound."""
+        saved = self.catalog.move_loadout(name, version)
+        self.resolver.changed()
+        return saved
+
+    def delete_loadout(self, name: str, version: int | None) -> None:
+        """Forget a saved loadout, or one version of it; raises VectorNotFound."""
+        self.catalog.delete_loadout(name, version)
+        self.resolver.changed()
 
     def path(self, wanted: Reference | str) -> Path:
         """The file of a reference or digest, on this machine's disk.

@@ -10,7 +10,7 @@ from outfitter.control.principal import OPEN
 from outfitter.engine.hidden import Fingerprint, HiddenUsage, with_usage
 from outfitter.engine.meter import StreamMeter, Usage, usage_of
 from outfitter.engine.rewrite import Identity, StreamRewriter
-from tests.outfitter import fake_engine
+from tests.outfitter import fake_streams
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
 DONE = b"data: [DONE]\n\n"
@@ -47,7 +47,7 @@ def relayed(
 
 def stream_of(path: str, **options: bool) -> bytes:
     body = {"model": "m", "stream": True, "stream_options": options}
-    return b"".join(fake_engine.events(path, body, "two words")) + DONE
+    return b"".join(fake_streams.events(path, body, "two words")) + DONE
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 100_000])
@@ -95,7 +95,7 @@ def test_several_choices_end_as_they_would(is_known: bool) -> None:
             for index, word, is_last in ends
         ]
 
-    event, chunk = fake_engine.event, fake_engine.chunk
+    event, chunk = fake_streams.event, fake_streams.chunk
     hidden = HiddenUsage(Fingerprint(b'"vllm-0.32.0-0a1b2c3d"' if is_known else None))
     usage = stream_of(PATHS[0], include_usage=True).split(b"\n\n")[-3] + b"\n\n"
     seen = [hidden.feed(part) for part in (*choices(is_stamped=False), usage, DONE)]
@@ -122,14 +122,14 @@ def test_an_engine_without_a_fingerprint_gets_none() -> None:
     """Nothing is held up after the first stream."""
     fingerprint = Fingerprint()
     fingerprint.learn(b'data: {"choices":[],"usage":{}}')
-    event = fake_engine.event(fake_engine.chunk(PATHS[0], "m", "x", is_last=True))
+    event = fake_streams.event(fake_streams.chunk(PATHS[0], "m", "x", is_last=True))
     assert HiddenUsage(fingerprint).feed(event) == event
 
 
 def test_times_are_of_the_first_and_last_token() -> None:
     """A mean over the gaps between events; none for a single event."""
     meter, ticks = StreamMeter(lambda: next(ticks)), clock(2.0)
-    event = fake_engine.event(fake_engine.chunk(PATHS[0], "m", "x"))
+    event = fake_streams.event(fake_streams.chunk(PATHS[0], "m", "x"))
     told = outcome()
     meter.feed(b": ping\n\n")
     meter.tell(told)
@@ -148,7 +148,7 @@ def test_times_are_of_the_first_and_last_token() -> None:
 def test_what_a_model_writes_is_never_taken_for_usage() -> None:
     """Text that looks like the end of a stream is text."""
     trap = '"choices":[],"usage":{"prompt_tokens":9} data: {"error"'
-    text = fake_engine.event(fake_engine.chunk(PATHS[0], "m", trap))
+    text = fake_streams.event(fake_streams.chunk(PATHS[0], "m", trap))
     seen, told = relayed(text + DONE, 1000, hides_usage=True)
     assert seen == text + DONE
     assert (told.prompt_tokens, told.num_events) == (0, 1)

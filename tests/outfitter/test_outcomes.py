@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from outfitter.control.outcome import Outcome
-from tests.outfitter import fake_engine
+from tests.outfitter import fake_streams
 from tests.outfitter.harness import Running, make_config, make_vector, push, running, wait_for
 
 DONE = b"data: [DONE]\n\n"
@@ -59,7 +59,7 @@ def test_an_answer_and_a_stream(watched: Watched, tmp_path: Path) -> None:
     watched.ask("some three words")
     told = watched.outcome()
     assert (told.status, told.route, told.model) == (200, "/v1/completions", "base-model")
-    assert (told.prompt_tokens, told.cached_tokens, told.completion_tokens) == (3, 1, 2)
+    assert (told.prompt_tokens, told.cached_tokens, told.completion_tokens) == (2, 1, 3)
     assert (told.loadout, told.is_stream, told.first_token) == ("base", False, None)
     with watched.gateway.client as client:
         push(client, make_vector(tmp_path / "v"), "skill")
@@ -71,17 +71,54 @@ def test_an_answer_and_a_stream(watched: Watched, tmp_path: Path) -> None:
     assert told.began < told.first_token <= told.last_token <= told.ended
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-def test_only_who_asks_for_usage_sees_it(watched: Watched, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "asking"),
+    [
+        ("/v1/completions", {"prompt": "p"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "p"}]}),
+    ],
+)
+def test_only_who_asks_for_usage_sees_it(watched: Watched, path: str, asking: dict) -> None:
     """The engine is always asked, and the gateway told."""
-    body = {"model": "base-model", "prompt": "p", "messages": [{"content": "p"}], "stream": True}
+    body = {"model": "base-model", "stream": True, **asking}
     with watched.gateway.client as client:
         plain = client.post(path, json=body).text
         asked = client.post(path, json={**body, "stream_options": {"include_usage": True}}).text
     for text, options in ((plain, {}), (asked, {"include_usage": True})):
         whole = {"model": "base-model", "stream_options": options}
-        assert text.encode() == b"".join(fake_engine.events(path, whole, "p")) + DONE
+        assert text.encode() == b"".join(fake_streams.events(path, whole, "p")) + DONE
     wait_for(lambda: [told.completion_tokens for told in watched.outcomes] == [3, 3])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": "p"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "p"}], "max_tokens": 9}),
+    ],
+)
+def test_other_apis_are_counted_too(watched: Watched, path: str, body: dict) -> None:
+    """By their own words for tokens, and by the names of their events."""
+    for is_stream in (False, True):
+        with watched.gateway.client as client:
+            asked = {"model": "base-model", "stream": is_stream, **body}
+            assert client.post(path, json=asked).status_code == 200
+        told = watched.outcome()
+        assert (told.route, told.status, told.is_stream) == (path, 200, is_stream)
+        assert (told.prompt_tokens, told.completion_tokens) == (2, 3)
+        assert told.num_events == (3 if is_stream else 0)
+
+
+def test_a_saved_model_is_named(watched: Watched, tmp_path: Path) -> None:
+    """With the version that served the request."""
+    with watched.gateway.client as client:
+        push(client, make_vector(tmp_path / "v"), "skill")
+        saved = {"name": "acme/bot", "task_vectors": {"skill": 1}}
+        assert client.post("/v1/loadouts", json=saved).status_code == 201
+    assert watched.ask("p", model="acme/bot").status_code == 200
+    told = watched.outcome()
+    assert (told.model, told.saved_model, told.saved_name) == ("acme/bot", "acme/bot@1", "acme/bot")
+    assert told.loadout.startswith("sha256:")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from outfitter.observers.metrics import (
     REQUEST_METRICS,
     RequestMetrics,
 )
-from tests.outfitter.fake_engine import METRICS as ENGINE_TEXT
+from tests.outfitter.fake_streams import METRICS as ENGINE_TEXT
 from tests.outfitter.harness import make_config, make_vector, push, running, wait_for
 from tests.outfitter.test_metrics import sample_names, samples
 

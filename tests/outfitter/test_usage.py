@@ -172,7 +172,7 @@ def test_usage_outlives_the_gateway(used: Running) -> None:
             "requests": 6,
             "prompt_tokens": 8,
             "cached_tokens": 4,
-            "completion_tokens": 10,
+            "completion_tokens": 12,
             "errors": 2,
         }
     ]
@@ -253,7 +253,7 @@ def test_the_command_shows_and_exports(used: Running) -> None:
     lines = invoke("usage", "--url", used.url, "--csv", "--group-by", "tenant").stdout.splitlines()
     assert lines == [
         "tenant,requests,prompt_tokens,cached_tokens,completion_tokens,errors",
-        "open,6,8,4,10,2",
+        "open,6,8,4,12,2",
     ]
     wrong = invoke("usage", "--url", used.url, "--group-by", "colour")
     assert wrong.exit_code == 1

@@ -7,7 +7,7 @@ from typing import Any
 import uvicorn
 
 from outfitter.config import GatewayConfig, InvalidConfig
-from outfitter.connection import BoundedProtocol
+from outfitter.protocol import BoundedProtocol
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 65

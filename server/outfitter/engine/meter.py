@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from outfitter.control.outcome import Outcome
 
 _DATA, _NEXT_DATA = b"data: {", b"\ndata: {"
-_EVENT, _DELTA_END = b"event: ", b".delta\n"
+_EVENT = b"event: "
+_DELTA_ENDS = (b".delta\n", b"_block_delta\n")
+"""Of the names of events that bring tokens, in the Responses API and in Anthropic's."""
 ERROR_EVENT = b'data: {"error"'
+_TYPED_ERROR = b'data: {"type": "error"'
 USAGE_KEY = b'"usage"'
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
@@ -64,12 +67,12 @@ class StreamMeter:
         count = lines.count(_NEXT_DATA) + lines.startswith(_DATA)
         if self._has_types or lines.startswith(_EVENT):
             self._has_types = True
-            count = lines.count(_DELTA_END)
+            count = sum(map(lines.count, _DELTA_ENDS))
         if USAGE_KEY in lines:
             count -= self._note_usage(lines)
-        if ERROR_EVENT in lines:
+        if ERROR_EVENT in lines or (self._has_types and _TYPED_ERROR in lines):
             self.has_failed = True
-            count -= 1
+            count -= not self._has_types
         if self._first is None and count > 0:
             count -= _num_roles(lines)
         if count > 0:

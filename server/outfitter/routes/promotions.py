@@ -5,17 +5,19 @@ was started with `--allow-promotions`. What is promoted is asked of the engine, 
 here: an engine that was started anew has promoted nothing.
 """
 
-import asyncio
 import json
 from typing import Any
 
 from fastapi import APIRouter, Request
 
-from outfitter.control.resolve import TASK_VECTORS, parse_body, requested_loadout
-from outfitter.deps import Gateway, GatewayDep
+from outfitter.control.fields import TASK_VECTORS
+from outfitter.control.principal import Principal
+from outfitter.control.resolve import parse_body, requested_loadout
+from outfitter.deps import Gateway, GatewayDep, PrincipalDep
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes.body import read_body
-from outfitter.routes.loadouts import named
+from outfitter.routes.documented import MIX, NAME, json_body
+from outfitter.routes.loadouts import named, visible_saved
 from outfitter.schemas import check_known, only, required
 from taskvectors.errors import InvalidLoadout, TaskVectorError
 from taskvectors.spec import Loadout
@@ -26,8 +28,10 @@ MAX_BODY_BYTES = 2**18
 LOADOUT = "loadout"
 
 
-@router.post("")
-async def promote(request: Request, gateway: GatewayDep) -> dict[str, object]:
+@router.post("", openapi_extra=json_body({TASK_VECTORS: MIX, LOADOUT: NAME}))
+async def promote(
+    request: Request, gateway: GatewayDep, principal: PrincipalDep
+) -> dict[str, object]:
     """Promote what `task_vectors` says, or a saved `loadout`; answers when it is in the weights.
 
     Running requests finish first, and others wait. What was promoted before is replaced.
@@ -35,7 +39,7 @@ async def promote(request: Request, gateway: GatewayDep) -> dict[str, object]:
     _check_allowed(gateway)
     body = parse_body(await read_body(request, MAX_BODY_BYTES))
     check_known(body, (TASK_VECTORS, LOADOUT))
-    loadout = await _loadout(gateway, body)
+    loadout = await _loadout(gateway, principal, body)
     return _describe(await gateway.ready_relay().promotion("POST", loadout.canonical))
 
 
@@ -66,16 +70,16 @@ def _check_allowed(gateway: Gateway) -> None:
         raise ApiError(403, message, "promotions_not_allowed")
 
 
-async def _loadout(gateway: Gateway, body: dict[str, object]) -> Loadout:
+async def _loadout(gateway: Gateway, principal: Principal, body: dict[str, object]) -> Loadout:
     if (TASK_VECTORS in body) == (LOADOUT in body):
         message = 'give either task_vectors, such as {"json": 0.8}, or loadout, a saved one'
         raise ApiError(400, message, "invalid_parameter", TASK_VECTORS)
     try:
         if LOADOUT in body:
-            name, version = named(required(body, LOADOUT, str, '"acme/support-bot"'))
-            saved = await asyncio.to_thread(gateway.vectors.catalog.loadout, name, version)
-            return Loadout.from_canonical(saved.canonical)
-        loadout = (await gateway.plan(requested_loadout(body))).loadout
+            reference = named(required(body, LOADOUT, str, '"acme/support-bot"'))
+            saved = await visible_saved(gateway, principal, reference)
+            return (await gateway.plan(principal, None, saved)).loadout
+        loadout = (await gateway.plan(principal, requested_loadout(body))).loadout
         if loadout.is_base:
             raise InvalidLoadout("the loadout adds nothing to the base: no vector has a weight")
     except TaskVectorError as error:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from outfitter.control.resolve import parse_body
 from outfitter.deps import Gateway, GatewayDep, PrincipalDep
 from outfitter.routes.body import read_body
+from outfitter.routes.documented import DRAFT, json_body
 from outfitter.schemas import describe, draft_of, required
 from outfitter.state.records import Version
 from outfitter.transfer.fetched import Fetched, no_progress
@@ -21,7 +22,11 @@ router = APIRouter(prefix="/v1/task_vectors")
 MAX_JSON_BYTES = 4 * 2**20
 
 
-@router.post("/pulls", status_code=201)
+@router.post(
+    "/pulls",
+    status_code=201,
+    openapi_extra=json_body({"source": {"type": "string"}, **DRAFT}, "source", "name"),
+)
 async def pull(request: Request, gateway: GatewayDep, principal: PrincipalDep) -> dict[str, object]:
     """Fetch a file from a source and publish it; answers when that is done."""
     body = parse_body(await read_body(request, MAX_JSON_BYTES))

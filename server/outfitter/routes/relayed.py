@@ -48,6 +48,7 @@ class RelayedResponse(Response):
         self._observed = observed
         self._outcome = observed.outcome
         self._outcome.model, self._outcome.loadout = identity.model, identity.loadout
+        self._outcome.saved_model = identity.saved_model
         self._is_streaming = False
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +79,7 @@ class RelayedResponse(Response):
                 with self._observed.streaming():
                     await self._stream(upstream, headers, send)
             else:
-                await self._whole(await upstream.read(), headers, send)
+                await self._whole(upstream, headers, send)
 
     async def _error(self, upstream: aiohttp.ClientResponse) -> ApiError:
         error = translate_error(upstream.status, await upstream.read(), self._identity)
@@ -86,10 +87,14 @@ class RelayedResponse(Response):
         error.headers = {**error.headers, **kept}
         return error
 
-    async def _whole(self, content: bytes, headers: Mapping[str, str], send: Send) -> None:
-        if (usage := usage_of(content)) is not None:
-            note_usage(self._outcome, usage)
-        body = self._identity.complete(content)
+    async def _whole(
+        self, upstream: aiohttp.ClientResponse, headers: Mapping[str, str], send: Send
+    ) -> None:
+        body = await upstream.read()
+        if upstream.content_type == "application/json":
+            if (usage := usage_of(body)) is not None:
+                note_usage(self._outcome, usage)
+            body = self._identity.complete(body)
         await send(_start({**headers, "content-length": str(len(body))}))
         await send(_part(body, more=False))
         self._observed.end(200)
@@ -125,7 +130,11 @@ class RelayedResponse(Response):
                     await send(_part(lines, more=True))
         except (aiohttp.ClientError, ConnectionError):
             died = engine_died()
-            return died.status, died.code, _released(hidden) + stream_error(died.body)
+            return (
+                died.status,
+                died.code,
+                _released(hidden) + stream_error(died, self._identity.dialect),
+            )
         return 500 if meter.has_failed else 200, None, _released(hidden) + rewriter.finish()
 
     async def _say_goodbye(self, send: Send) -> None:
@@ -133,7 +142,7 @@ class RelayedResponse(Response):
         if not self._is_streaming:
             raise error
         self._observed.end(error.status, error.code)
-        await send(_part(stream_error(error.body), more=False))
+        await send(_part(stream_error(error, self._identity.dialect), more=False))
 
 
 async def _departure(receive: Receive) -> None:

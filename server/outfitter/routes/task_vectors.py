@@ -13,6 +13,7 @@ from outfitter.control.resolve import parse_body
 from outfitter.deps import Gateway, GatewayDep, PrincipalDep
 from outfitter.errors import ApiError
 from outfitter.routes.body import announced_bytes, read_body, receive, stream_body
+from outfitter.routes.documented import DETAILS, DRAFT, file_body, json_body
 from outfitter.schemas import (
     changed_details,
     check_known,
@@ -43,7 +44,11 @@ _LISTING = (*_TEXTS, "license", "order", "versions", "limit")
 _VERSIONS = ("latest", "all")
 
 
-@router.post("", status_code=201)
+@router.post(
+    "",
+    status_code=201,
+    openapi_extra=file_body("application/octet-stream", draft=json_body(DRAFT, "name")),
+)
 async def publish(
     request: Request, gateway: GatewayDep, principal: PrincipalDep
 ) -> dict[str, object]:
@@ -65,7 +70,10 @@ async def find(request: Request, gateway: GatewayDep) -> dict[str, object]:
     }
 
 
-@router.put("/{name:path}/tags/{tag}")
+@router.put(
+    "/{name:path}/tags/{tag}",
+    openapi_extra=json_body({"version": {"type": "integer", "minimum": 1}}, "version"),
+)
 async def put_tag(name: str, tag: str, request: Request, gateway: GatewayDep) -> dict[str, object]:
     """Let a tag point at a version."""
     body = parse_body(await read_body(request, MAX_JSON_BYTES))
@@ -89,7 +97,7 @@ async def get_one(reference: str, gateway: GatewayDep) -> dict[str, object]:
     return describe(await asyncio.to_thread(look_up, Reference.parse(reference)))
 
 
-@router.patch("/{reference:path}")
+@router.patch("/{reference:path}", openapi_extra=json_body(DETAILS))
 async def update(reference: str, request: Request, gateway: GatewayDep) -> dict[str, object]:
     """Change what is said of a version; fields that are not given stay."""
     changes = parse_body(await read_body(request, MAX_JSON_BYTES))
