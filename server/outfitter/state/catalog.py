@@ -7,6 +7,7 @@ from pathlib import Path
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from outfitter.control.rights import Viewer
 from outfitter.state import collector, files, loadouts, publishing, queries
 from outfitter.state.bounds import check_details, check_publication
 from outfitter.state.database import Database, Patience, sqlite_url
@@ -74,22 +75,23 @@ class Catalog:
         with self._database.writing() as session:
             return _reload(session, publishing.publish(session, reference, publication))
 
-    def version(self, reference: Reference) -> Version:
+    def version(self, reference: Reference, viewer: Viewer | None = None) -> Version:
         """What a reference names; a bare digest names the first version that has it.
 
-        Raises VectorNotFound, which suggests names of the same namespace.
+        viewer: for whom; None sees all. Raises VectorNotFound, which suggests names of the same
+        namespace.
         """
         with self._database.reading() as session:
-            return record(find_row(session, reference))
+            return record(find_row(session, reference, viewer))
 
-    def find(self, query: Query) -> Page:
+    def find(self, query: Query, viewer: Viewer | None = None) -> Page:
         """A page of versions, without their cards and signatures.
 
         Raises InvalidDetails for a query that cannot be, also for a cursor of another one.
         """
         queries.check_query(query)
         with self._database.reading() as session:
-            return queries.find(session, query)
+            return queries.find(session, query, viewer)
 
     def update(
         self, reference: Reference, details: Details | Callable[[Details], Details]
@@ -184,18 +186,20 @@ class Catalog:
         with self._database.writing() as session:
             return loadouts.save(session, reference, entry)
 
-    def loadout(self, name: str, version: int | None = None) -> SavedLoadout:
+    def loadout(
+        self, name: str, version: int | None = None, viewer: Viewer | None = None
+    ) -> SavedLoadout:
         """A saved loadout, the newest unless a version is named. Raises VectorNotFound."""
         reference = parse_name(name)
         with self._database.reading() as session:
-            return loadouts.record(loadouts.find(session, reference, version))
+            return loadouts.record(loadouts.find(session, reference, version, viewer))
 
     def loadouts(
-        self, limit: int = 100, after: str | None = None
+        self, limit: int = 100, after: str | None = None, viewer: Viewer | None = None
     ) -> tuple[tuple[SavedLoadout, ...], str | None]:
         """The newest loadout of each name, by name, and the cursor of the next page."""
         with self._database.reading() as session:
-            return loadouts.page(session, limit, after)
+            return loadouts.page(session, limit, after, viewer)
 
     def delete_loadout(self, name: str, version: int | None = None) -> None:
         """Delete one saved version or all, and tombstones that nothing else needs.

@@ -5,13 +5,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Select, delete, select, update
+from sqlalchemy import ColumnElement, Select, delete, select, update
 from sqlalchemy.orm import Session, selectinload
 
+from outfitter.control.rights import Kind, Viewer
 from outfitter.errors import CatalogConflict, InvalidDetails
 from outfitter.state.bounds import MAX_PUBLISHER, MAX_REQUEST, check_text
 from outfitter.state.cursors import from_cursor, to_cursor
 from outfitter.state.files import lock_file
+from outfitter.state.grants import forget, visible
 from outfitter.state.models import LoadoutNameRow, LoadoutRow, LoadoutVectorRow
 from outfitter.state.publishing import drop_tombstones
 from outfitter.state.records import SavedLoadout
@@ -57,10 +59,12 @@ def save(session: Session, reference: Reference, entry: Entry) -> SavedLoadout:
     return record(find(session, reference, None))
 
 
-def find(session: Session, reference: Reference, number: int | None) -> LoadoutRow:
-    """The version, the newest for None. Raises VectorNotFound."""
+def find(
+    session: Session, reference: Reference, number: int | None, viewer: Viewer | None = None
+) -> LoadoutRow:
+    """The version, the newest for None, for whoever looks. Raises VectorNotFound."""
     which = LoadoutRow.is_latest if number is None else LoadoutRow.number == number
-    row = session.scalars(_rows(reference).where(which)).first()
+    row = session.scalars(_rows(reference).where(which, _seen_by(viewer))).first()
     if row is None:
         version = "" if number is None else f"@{number}"
         raise VectorNotFound(f"no saved loadout '{reference}{version}'")
@@ -68,12 +72,13 @@ def find(session: Session, reference: Reference, number: int | None) -> LoadoutR
 
 
 def page(
-    session: Session, limit: int, after: str | None
+    session: Session, limit: int, after: str | None, viewer: Viewer | None = None
 ) -> tuple[tuple[SavedLoadout, ...], str | None]:
     """The newest of each name, by name. Raises InvalidDetails for a wrong limit or cursor."""
     if not 1 <= limit <= MAX_LIMIT:
         raise InvalidDetails(f"invalid limit {limit}; use 1 to {MAX_LIMIT}")
-    query = select(LoadoutRow).where(LoadoutRow.is_latest).order_by(LoadoutRow.key)
+    query = select(LoadoutRow).where(LoadoutRow.is_latest, _seen_by(viewer))
+    query = query.order_by(LoadoutRow.key)
     if after is not None:
         query = query.where(LoadoutRow.key > from_cursor(_QUESTION, after, [str])[0])
     rows = session.scalars(query.limit(limit + 1).options(selectinload(LoadoutRow.name))).all()
@@ -91,6 +96,8 @@ def remove(session: Session, reference: Reference, number: int | None) -> None:
     digests = session.scalars(its_digests.distinct()).all()
     session.execute(delete(LoadoutRow).where(LoadoutRow.id.in_(gone)))
     _choose_latest(session, key_of(path_of(reference)))
+    if session.scalars(_rows(reference)).first() is None:
+        forget(session, Kind.LOADOUT, [key_of(path_of(reference))])
     drop_tombstones(session, digests)
 
 
@@ -105,6 +112,10 @@ def record(row: LoadoutRow) -> SavedLoadout:
         row.created,
         row.publisher,
     )
+
+
+def _seen_by(viewer: Viewer | None) -> ColumnElement[bool]:
+    return visible(viewer, Kind.LOADOUT, LoadoutRow.key)
 
 
 def _rows(reference: Reference) -> Select[LoadoutRow]:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from outfitter.control.rights import Viewer
 from outfitter.errors import CatalogUnavailable
 from outfitter.state.changes import Changes
 from outfitter.state.generation import Generation
@@ -25,13 +26,17 @@ MAX_BYTES = 64 << 20
 class Versions(Protocol):
     """What the resolver asks of a catalog."""
 
-    def version(self, reference: Reference) -> Version:
+    def version(self, reference: Reference, viewer: Viewer | None = None) -> Version:
         """Raises VectorNotFound, CatalogUnavailable."""
         ...
 
     def generation(self) -> int:
         """Rises with every change that can alter an answer of `version`, in its transaction."""
         ...
+
+
+_Question = tuple[Reference, Viewer | None]
+"""What is asked, and who asks."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Resolver:
         self._generation = Generation(catalog.generation, self._executor)
         self._answers = _Answers()
         self._lock = threading.Lock()
-        self._asking: dict[tuple[Reference, int], Future[_Answer]] = {}
+        self._asking: dict[tuple[_Question, int], Future[_Answer]] = {}
         self._is_announcing = False
         changes.listen(self._generation.heard)
 
@@ -79,19 +84,25 @@ class Resolver:
         """How the replicas hear of each other."""
         return self._changes
 
-    def version(self, reference: Reference) -> Version:
-        """What `reference` stands for; raises VectorNotFound, CatalogUnavailable.
+    @property
+    def generation(self) -> Generation:
+        """The catalog's generation, for whoever else remembers what it says."""
+        return self._generation
+
+    def version(self, reference: Reference, viewer: Viewer | None = None) -> Version:
+        """What `reference` stands for, for whoever asks; raises VectorNotFound, CatalogUnavailable.
 
         A version by number or digest is answered from memory while the catalog is away.
         """
+        question = (reference, viewer)
         try:
             generation = self._generation.current()
         except CatalogUnavailable:
-            if (answer := self._last_known(reference)) is None:
+            if (answer := self._last_known(question)) is None:
                 raise
             return answer.get()
-        answer = self._answers.find(reference, generation)
-        return (answer or self._ask_once(reference, generation)).get()
+        answer = self._answers.find(question, generation)
+        return (answer or self._ask_once(question, generation)).get()
 
     def changed(self) -> None:
         """To be called when a write is committed, before it is acknowledged."""
@@ -110,15 +121,15 @@ class Resolver:
         self._changes.close()
         self._executor.shutdown(wait=False)
 
-    def _last_known(self, reference: Reference) -> _Answer | None:
-        generation = self._generation.last_known()
+    def _last_known(self, question: _Question) -> _Answer | None:
+        reference, generation = question[0], self._generation.last_known()
         if generation is None or (reference.version is None and reference.digest is None):
             return None
-        return self._answers.find(reference, generation)
+        return self._answers.find(question, generation)
 
-    def _ask_once(self, reference: Reference, generation: int) -> _Answer:
+    def _ask_once(self, question: _Question, generation: int) -> _Answer:
         """Callers who know the same generation share one question."""
-        key = (reference, generation)
+        key = (question, generation)
         with self._lock:
             future = self._asking.get(key)
             is_mine = future is None
@@ -126,7 +137,7 @@ class Resolver:
                 future = self._asking[key] = Future()
         if is_mine:
             try:
-                future.set_result(self._ask(reference, generation))
+                future.set_result(self._ask(question, generation))
             except BaseException as error:  # noqa: BLE001
                 future.set_exception(error)
             finally:
@@ -134,12 +145,12 @@ class Resolver:
                     del self._asking[key]
         return future.result()
 
-    def _ask(self, reference: Reference, generation: int) -> _Answer:
+    def _ask(self, question: _Question, generation: int) -> _Answer:
         try:
-            answer = _Answer(generation, self._catalog.version(reference))
+            answer = _Answer(generation, self._catalog.version(*question))
         except VectorNotFound as error:
             answer = _Answer(generation, None, str(error))
-        self._answers.keep(reference, answer)
+        self._answers.keep(question, answer)
         return answer
 
     def _announce(self) -> None:
@@ -156,25 +167,25 @@ class _Answers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._answers: OrderedDict[Reference, _Answer] = OrderedDict()
+        self._answers: OrderedDict[_Question, _Answer] = OrderedDict()
         self._nbytes = 0
 
-    def find(self, reference: Reference, generation: int) -> _Answer | None:
+    def find(self, question: _Question, generation: int) -> _Answer | None:
         """The answer of exactly this generation."""
         with self._lock:
-            answer = self._answers.get(reference)
+            answer = self._answers.get(question)
             if answer is None or answer.generation != generation:
                 return None
-            self._answers.move_to_end(reference)
+            self._answers.move_to_end(question)
             return answer
 
-    def keep(self, reference: Reference, answer: _Answer) -> None:
+    def keep(self, question: _Question, answer: _Answer) -> None:
         """Remember an answer, instead of the one that is there."""
         with self._lock:
-            old = self._answers.get(reference)
+            old = self._answers.get(question)
             self._nbytes += answer.nbytes - (old.nbytes if old is not None else 0)
-            self._answers[reference] = answer
-            self._answers.move_to_end(reference)
+            self._answers[question] = answer
+            self._answers.move_to_end(question)
             while len(self._answers) > MAX_ANSWERS or self._nbytes > MAX_BYTES:
                 _, gone = self._answers.popitem(last=False)
                 self._nbytes -= gone.nbytes

@@ -44,7 +44,7 @@ class StandIn:
             found = self.now
         return self._late(found)
 
-    def version(self, reference: Reference) -> Version:
+    def version(self, reference: Reference, viewer: object = None) -> Version:
         with self._lock:
             self.asked[reference] += 1
             found = self.values.get(reference)
@@ -161,7 +161,7 @@ def test_a_slow_question_holds_up_nobody_else(catalog: StandIn, alone: Resolver)
     """No lock is held while the catalog is asked."""
     alone.version(THIRD)
     asked, free = threading.Event(), threading.Event()
-    catalog.version = lambda reference: (asked.set(), free.wait(10), version_of(1))[2]
+    catalog.version = lambda reference, viewer=None: (asked.set(), free.wait(10), version_of(1))[2]
     with ThreadPoolExecutor() as pool:
         slow = pool.submit(alone.version, STABLE)
         assert asked.wait(10)
