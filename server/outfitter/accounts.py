@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy.orm import Session
 
@@ -28,6 +28,7 @@ from outfitter.state.tenancy import (
 )
 from outfitter.state.uses import UseLog
 from outfitter.state.versions import key_of
+from outfitter.vectors import Draft
 from taskvectors.errors import InvalidReference
 from taskvectors.spec import Reference
 
@@ -49,6 +50,15 @@ class By:
 
     principal: Principal = LOCAL
     request_id: str | None = None
+
+    @property
+    def publisher(self) -> str | None:
+        """Who is said to have published; None where there is one tenant only."""
+        return self.principal.tenant if self.principal.key is not None else None
+
+    def signing(self, draft: Draft) -> Draft:
+        """`draft` with its publisher."""
+        return replace(draft, publisher=self.publisher)
 
 
 class Accounts:

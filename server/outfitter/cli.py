@@ -7,17 +7,20 @@ from typer.core import TyperGroup
 
 from outfitter.client import GatewayError
 from outfitter.commands import (
+    access,
     bench,
     export,
     files,
     imports,
     interference,
+    keys,
     merge,
     oci,
     promotions,
     serve,
     sign,
     store,
+    tenants,
     transfers,
     vectors,
 )
@@ -72,6 +75,9 @@ app.command()(promotions.demote)
 app.command()(sign.keygen)
 app.command()(sign.sign)
 app.command()(sign.verify)
+app.command()(access.access)
+app.add_typer(tenants.tenant, name="tenant")
+app.add_typer(keys.key_commands, name="key")
 app.add_typer(oci.oci, name="oci")
 app.add_typer(store.store, name="store")
 

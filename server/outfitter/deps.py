@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,25 +14,33 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from outfitter.accounts import Accounts, By
 from outfitter.config import GatewayConfig
 from outfitter.control.fields import OPENAI_FIELDS, known_fields
+from outfitter.control.keys import token_of
 from outfitter.control.outcome import Outcome
-from outfitter.control.principal import OPEN, Principal
+from outfitter.control.principal import OPEN, Principal, Scope
 from outfitter.control.resolve import Plan, plan
+from outfitter.control.rights import check_scope, viewer_of
 from outfitter.engine.command import engine_command, engine_environment
 from outfitter.engine.relay import Relay
 from outfitter.engine.supervisor import State, Supervisor
 from outfitter.engine.warming import Warming
 from outfitter.errors import unavailable
+from outfitter.state.records import SavedLoadout
 from outfitter.vectors import Base, Vectors, open_vectors
 from taskvectors.checkpoint import cached_fingerprint, load_base_shapes
 from taskvectors.errors import TaskVectorError
-from taskvectors.spec import RequestedLoadout
+from taskvectors.spec import Loadout, Reference, RequestedLoadout
 
 log = logging.getLogger(__name__)
 
 MAX_UPLOADS = 4
 MAX_PLANNERS = 32
+MAX_AUTHENTICATORS = 4
+FLUSH_S = 5.0
+"""How often the trail of loadouts is written down."""
+_READING = ("GET", "HEAD", "OPTIONS")
 
 
 @dataclass
@@ -65,9 +73,17 @@ class Gateway:
     created: int = field(default_factory=lambda: int(time.time()))
     planners: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(MAX_PLANNERS))
     """Of their own: requests go on while other routes wait for a slow database."""
+    authenticators: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(MAX_AUTHENTICATORS, "keys")
+    )
+    """Few, so that whoever guesses keys waits for himself."""
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
     observers: list[Callable[[Outcome], None]] = field(default_factory=list)
     """Told of every relayed request, once, when it has ended."""
+
+    def __post_init__(self) -> None:
+        self.accounts = Accounts(self.vectors.catalog.database, self.vectors.resolver)
+        self.observers.append(self.accounts.uses.observe)
 
     async def run(self) -> None:
         """Prepare the base and keep the engine alive, until cancelled or given up."""
@@ -135,13 +151,56 @@ class Gateway:
             raise unavailable(self.reason_not_ready or "", "engine_not_ready")
         return self.base
 
-    async def plan(self, requested: RequestedLoadout | None) -> Plan:
-        """Decide how a request is served; reads the store in a thread."""
+    def vectors_for(self, principal: Principal) -> Vectors:
+        """The store as somebody may see and change it."""
+        return self.vectors.seen_by(viewer_of(principal))
+
+    async def plan(self, requested: RequestedLoadout | None, principal: Principal) -> Plan:
+        """Decide how a request is served, by the rights of whoever asks; reads in a thread."""
         base = self.ready_base()
-        decide = partial(plan, requested, self.vectors.resolve, base.fingerprint, base.modules)
+        resolve = self.vectors_for(principal).resolve
+        decide = partial(plan, requested, resolve, base.fingerprint, base.modules)
         if requested is None:
             return decide()
         return await asyncio.get_running_loop().run_in_executor(self.planners, decide)
+
+    def served(self, name: str, version: int | None, principal: Principal) -> SavedLoadout:
+        """A saved loadout that somebody may use now; may block. Raises VectorNotFound.
+
+        Whoever may see it may use it as a whole, by the rights of its owner: as long as that one
+        may see all of its vectors.
+        """
+        saved = self.vectors_for(principal).loadout(name, version)
+        owner = self.vectors.seen_by(self.accounts.owner_of(saved.name))
+        for digest in sorted(Loadout.from_canonical(saved.canonical).digests):
+            owner.resolve(Reference(digest=digest))
+        return saved
+
+    async def note(
+        self, by: By, action: str, subject: str, detail: Mapping[str, object] | None = None
+    ) -> None:
+        """Write down a change; one that is made stays made when that fails."""
+        try:
+            await asyncio.to_thread(self.accounts.note, by, action, subject, detail)
+        except TaskVectorError as error:
+            who = f"{by.principal.tenant} {by.principal.key}"
+            log.error("not in the trail: %s %s by %s: %s", action, subject, who, error)
+
+    async def authenticate(self, authorization: str | None) -> Principal:
+        """Who sends this header. Raises ApiError (401, 403), CatalogUnavailable."""
+        if not self.config.asks_for_keys:
+            return OPEN
+        token, keyring = token_of(authorization), self.accounts.keyring
+        if (known := keyring.remembered(token)) is not None:
+            return known
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.authenticators, keyring.principal, token)
+
+    async def keep_trail(self) -> None:
+        """Write down which key used which loadout, again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            await asyncio.to_thread(self.accounts.flush)
 
 
 @asynccontextmanager
@@ -149,14 +208,18 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
     """A gateway whose engine starts in the background, and is gone afterwards."""
     vectors = await asyncio.to_thread(hooks.open_vectors, config)
     gateway = Gateway(config, hooks, vectors)
-    task = asyncio.create_task(gateway.run())
+    tasks = [asyncio.create_task(gateway.run()), asyncio.create_task(gateway.keep_trail())]
     try:
         yield gateway
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-        gateway.planners.shutdown(wait=False, cancel_futures=True)
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        for executor in (gateway.planners, gateway.authenticators):
+            executor.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(gateway.accounts.flush)
         await asyncio.to_thread(vectors.close)
 
 
@@ -192,8 +255,38 @@ def _gateway(request: Request) -> Gateway:
 GatewayDep = Annotated[Gateway, Depends(_gateway)]
 
 
-def _principal(_: Request) -> Principal:
-    return OPEN
+async def _principal(request: Request, gateway: GatewayDep) -> Principal:
+    return await gateway.authenticate(request.headers.get("authorization"))
 
 
 PrincipalDep = Annotated[Principal, Depends(_principal)]
+
+
+async def _vectors(gateway: GatewayDep, principal: PrincipalDep) -> Vectors:
+    return gateway.vectors_for(principal)
+
+
+VectorsDep = Annotated[Vectors, Depends(_vectors)]
+"""The store as whoever asks may see and change it."""
+
+
+async def _by(request: Request, principal: PrincipalDep) -> By:
+    return By(principal, request.headers.get("x-request-id"))
+
+
+ByDep = Annotated[By, Depends(_by)]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """A dependency of a router: the key must have one of the scopes, else ApiError (401, 403).
+
+    read: for requests that change nothing. write: for the others.
+    """
+
+    read: tuple[Scope, ...]
+    write: tuple[Scope, ...]
+
+    async def __call__(self, request: Request, principal: PrincipalDep) -> None:
+        """Raises ApiError (403)."""
+        check_scope(principal, self.read if request.method in _READING else self.write)

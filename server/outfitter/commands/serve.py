@@ -97,6 +97,13 @@ def serve(
         bool,
         typer.Option("--allow-promotions", help="Clients may promote: change the resident base."),
     ] = False,
+    auth: Annotated[
+        str | None,
+        typer.Option(
+            help="keys: every request needs one; open: none does, on a loopback address only.",
+            show_default="open on a loopback address, else keys",
+        ),
+    ] = None,
     trust: Annotated[
         Path | None,
         typer.Option(
@@ -144,6 +151,7 @@ def serve(
         pins=tuple(pin or ()),
         pull_from=tuple(allow_pull or ()),
         allow_promotions=allow_promotions,
+        auth=auth,
         trust=trust,
         quarantine_bytes=parse_size(quarantine_bytes),
         max_upload_bytes=parse_size(max_upload_bytes),
@@ -162,9 +170,13 @@ def run(config: GatewayConfig, **hooks: Any) -> int:
     `hooks` replaces fields of `Hooks`.
     """
     _exit_on_signals()
-    if not config.is_loopback:
-        warning = "there is no authentication: whoever reaches this port can use and change it"
-        err.print(f"[bold red]WARNING[/] listening on {escape(config.host)}; {warning}")
+    if not config.asks_for_keys:
+        warning = "whoever reaches this port can use, change and delete everything"
+        err.print(
+            f"[bold red]OPEN[/] no keys are asked for on {escape(config.host)}: {warning};"
+            " --auth keys asks for them",
+            soft_wrap=True,
+        )
     listener = listen(config)
     vectors = open_store(config)
     narrator = Narrator(config, vectors)

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
 
+from outfitter.control.principal import Principal
 from outfitter.control.resolve import TASK_VECTORS, parse_body, requested_loadout
-from outfitter.deps import Gateway, GatewayDep
+from outfitter.deps import ByDep, Gateway, GatewayDep, VectorsDep
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes.body import read_body
 from outfitter.routes.task_vectors import limit_of
 from outfitter.schemas import check_known, describe_loadout, only, required
-from outfitter.vectors import plain_name
 from taskvectors.errors import InvalidLoadout, InvalidReference, TaskVectorError
 from taskvectors.spec import Loadout, Reference
 
@@ -21,53 +21,58 @@ MAX_BODY_BYTES = 2**18
 
 
 @router.post("", status_code=201)
-async def save(request: Request, gateway: GatewayDep) -> dict[str, object]:
+async def save(
+    request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
+) -> dict[str, object]:
     """Save what a request's `task_vectors` says now under a name, as its next version."""
     body = parse_body(await read_body(request, MAX_BODY_BYTES))
     check_known(body, ("name", TASK_VECTORS))
-    name = plain_name(required(body, "name", str, '"acme/support-bot"'))
-    loadout = await _resolved(gateway, body)
+    name = vectors.check_name(required(body, "name", str, '"acme/support-bot"'))
+    loadout = await _resolved(gateway, body, by.principal)
     asked = body[TASK_VECTORS]
     kept = asked if isinstance(asked, Mapping) else {"vectors": asked}
-    save_ = gateway.vectors.catalog.save_loadout
-    saved = await asyncio.to_thread(save_, name, loadout, kept, None)
+    saved = await asyncio.to_thread(vectors.save_loadout, name, loadout, kept, by.publisher)
+    await gateway.note(by, "loadout.save", f"{saved.name}@{saved.version}")
     gateway.prefetch(loadout.digests)
     return describe_loadout(saved)
 
 
 @router.get("")
-async def find(request: Request, gateway: GatewayDep) -> dict[str, object]:
+async def find(request: Request, vectors: VectorsDep) -> dict[str, object]:
     """A page of the saved loadouts."""
     params = request.query_params
     check_known(params.keys(), ("limit", "after"), "query parameter")
     limit, after = limit_of(only(params, "limit") or "100"), only(params, "after")
-    page, after = await asyncio.to_thread(gateway.vectors.catalog.loadouts, limit, after)
+    page, after = await asyncio.to_thread(vectors.loadouts, limit, after)
     data = [describe_loadout(saved) for saved in page]
     return {"object": "list", "data": data, "has_more": after is not None, "after": after}
 
 
 @router.get("/{reference:path}")
-async def get_one(reference: str, gateway: GatewayDep) -> dict[str, object]:
+async def get_one(reference: str, vectors: VectorsDep) -> dict[str, object]:
     """A saved loadout: the latest version of a name, or the one that is pinned."""
     name, version = named(reference)
-    return describe_loadout(await asyncio.to_thread(gateway.vectors.catalog.loadout, name, version))
+    return describe_loadout(await asyncio.to_thread(vectors.loadout, name, version))
 
 
 @router.delete("/{reference:path}")
-async def delete(reference: str, gateway: GatewayDep) -> dict[str, object]:
+async def delete(
+    reference: str, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
+) -> dict[str, object]:
     """Forget a name, or one version of it."""
     name, version = named(reference)
-    await asyncio.to_thread(gateway.vectors.catalog.delete_loadout, name, version)
+    await asyncio.to_thread(vectors.delete_loadout, name, version)
+    await gateway.note(by, "loadout.delete", reference)
     return {"id": reference, "object": "loadout", "deleted": True}
 
 
-async def _resolved(gateway: Gateway, body: dict[str, object]) -> Loadout:
+async def _resolved(gateway: Gateway, body: dict[str, object], principal: Principal) -> Loadout:
     try:
         requested = requested_loadout(body)
         if requested is None:
             message = 'task_vectors is required, such as {"json": 0.8}'
             raise ApiError(400, message, "invalid_parameter", TASK_VECTORS)
-        plan = await gateway.plan(requested)
+        plan = await gateway.plan(requested, principal)
         if plan.loadout.is_base:
             raise InvalidLoadout("the loadout adds nothing to the base: no vector has a weight")
     except TaskVectorError as error:

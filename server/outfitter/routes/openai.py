@@ -5,6 +5,7 @@ import json
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from outfitter.control.principal import Principal
 from outfitter.control.resolve import (
     TASK_VECTORS,
     Plan,
@@ -13,7 +14,8 @@ from outfitter.control.resolve import (
     parse_body,
     requested_loadout,
 )
-from outfitter.deps import Gateway, GatewayDep
+from outfitter.control.salting import salted
+from outfitter.deps import Gateway, GatewayDep, PrincipalDep
 from outfitter.engine.rewrite import Identity
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes.body import read_body
@@ -27,15 +29,18 @@ _PASSED_HEADERS = ("x-request-id", "traceparent", "tracestate")
 
 
 @router.post("/chat/completions")
-async def chat_completions(request: Request, gateway: GatewayDep) -> Response:
+async def chat_completions(
+    request: Request, gateway: GatewayDep, principal: PrincipalDep
+) -> Response:
     """A chat completion, streamed or not."""
-    return await _complete(request, gateway, "/v1/chat/completions", "ChatCompletionRequest")
+    path, schema = "/v1/chat/completions", "ChatCompletionRequest"
+    return await _complete(request, gateway, principal, path, schema)
 
 
 @router.post("/completions")
-async def completions(request: Request, gateway: GatewayDep) -> Response:
+async def completions(request: Request, gateway: GatewayDep, principal: PrincipalDep) -> Response:
     """A text completion, streamed or not."""
-    return await _complete(request, gateway, "/v1/completions", "CompletionRequest")
+    return await _complete(request, gateway, principal, "/v1/completions", "CompletionRequest")
 
 
 @router.get("/models")
@@ -51,21 +56,24 @@ async def get_model(model: str, gateway: GatewayDep) -> dict[str, object]:
     return _model(gateway)
 
 
-async def _complete(request: Request, gateway: Gateway, path: str, schema: str) -> Response:
+async def _complete(
+    request: Request, gateway: Gateway, principal: Principal, path: str, schema: str
+) -> Response:
     body = parse_body(await read_body(request, gateway.config.max_body_bytes))
     model = check_model(body, gateway.config.served_names)
     relay = gateway.ready_relay()
-    check_fields(body, gateway.known_fields.get(schema))
-    plan = await _plan(gateway, body)
-    content = _engine_body(body, plan, gateway.config.name)
+    known = gateway.known_fields.get(schema)
+    check_fields(body, known)
+    plan = await _plan(gateway, body, principal)
+    content = _engine_body(salted(body, principal, known), plan, gateway.config.name)
     identity = Identity(model, plan.label, plan.task_vectors)
     headers = _engine_headers(request, plan)
     return RelayedResponse(relay, EngineRequest(path, content, headers), identity)
 
 
-async def _plan(gateway: Gateway, body: dict[str, object]) -> Plan:
+async def _plan(gateway: Gateway, body: dict[str, object], principal: Principal) -> Plan:
     try:
-        return await gateway.plan(requested_loadout(body))
+        return await gateway.plan(requested_loadout(body), principal)
     except TaskVectorError as error:
         raise from_task_vector_error(error, TASK_VECTORS) from error
 
