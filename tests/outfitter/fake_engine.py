@@ -16,6 +16,7 @@ from aiohttp import web
 
 CHILD = "import time; time.sleep(600)"
 PROPERTIES = {"model": {}, "prompt": {}, "messages": {}, "stream": {}, "min_tokens": {}}
+PROPERTIES["cache_salt"] = {}
 SEEN: dict[str, int] = {"aborted": 0, "ill": 0}
 
 
