@@ -90,7 +90,7 @@ def test_a_key_that_is_over_is_refused(changes: dict, now: float, status: int, t
     with pytest.raises(ApiError, match=text) as caught:
         admit(TOKEN, holder, now)
     assert caught.value.status == status
-    with pytest.raises(ApiError, match="^incorrect API key$"):
+    with pytest.raises(ApiError, match="incorrect API key"):
         admit(Token(TOKEN.id, Token.new().secret), holder, now)
     admit(TOKEN, replace(HOLDER, expires=5), 4.9)
 
@@ -98,10 +98,11 @@ def test_a_key_that_is_over_is_refused(changes: dict, now: float, status: int, t
 def test_an_unknown_id_is_compared_like_a_wrong_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     """In constant time, against a hash that nothing has."""
     compared: list[tuple[str, str]] = []
+    real = hmac.compare_digest
 
     def compare(one: str, other: str) -> bool:
         compared.append((one, other))
-        return hmac.compare_digest(one, other)
+        return real(one, other)
 
     monkeypatch.setattr(keys.hmac, "compare_digest", compare)
     told = []
