@@ -75,11 +75,16 @@ def listed(**extra: Any) -> Callable[[str], dict[str, Any]]:
     return lambda reference: {"json": {"task_vectors": ["mine", reference], **extra}}
 
 
+def tasked(method: str, task: str) -> dict[str, Any]:
+    """A method with a parameter that names a vector."""
+    vectors = {"umbra/mine": 1.0, "mine": 1.0}
+    return completion({"vectors": vectors, "method": method, "task": task})
+
+
 def named(name: str) -> dict[str, Any]:
     return {"json": {"name": name, "task_vectors": {"umbra/mine": 1}}}
 
 
-METHOD = {"method": "emr", "vectors": {"umbra/mine": 1}}
 ONE = {"umbra/mine": 1.0}
 ADMIN, OPERATE = Only("admin"), Only("operate")
 T, L, P = "/v1/task_vectors", "/v1/loadouts", "/v1/promotions"
@@ -109,6 +114,10 @@ MATRIX: dict[tuple[str, str], list[Ask | Only | Nobodys]] = {
                 lambda r: completion({"vectors": {**ONE, r: 1.0}, "method": "sce"}),
             ),
             "vectors",
+        ),
+        *(
+            Ask("POST", by(COMPLETE, lambda r, m=method: tasked(m, r)), "vectors")
+            for method in ("tall_masks", "emr")
         ),
     ],
     ("GET", "/v1/models"): [Nobodys("/v1/models")],
