@@ -11,7 +11,10 @@ from starlette.responses import Response
 
 from outfitter.config import GatewayConfig
 from outfitter.control.principal import Scope
+from outfitter.control.surface import Dialect, dialect_of
 from outfitter.deps import Hooks, Needs, open_gateway
+from outfitter.engine.rewrite import event_body
+from outfitter.envelope import Application
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes import (
     access,
@@ -21,6 +24,7 @@ from outfitter.routes import (
     interference,
     loadouts,
     metrics,
+    models,
     openai,
     promotions,
     pulls,
@@ -35,6 +39,7 @@ _PUBLISH, _OPERATE, _ADMIN = (Scope.PUBLISH,), (Scope.OPERATE,), (Scope.ADMIN,)
 _ROUTES = (
     (health, None),  # for whatever watches the process: it tells nothing of anybody
     (metrics, Needs(_OPERATE, _OPERATE)),
+    (models, Needs(_READ, _READ)),
     (openai, Needs(_INFER, _INFER)),
     (access, Needs(_READ, _PUBLISH)),
     (loadouts, Needs(_READ, _PUBLISH)),
@@ -58,7 +63,7 @@ def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:
             app.state.gateway = gateway
             yield
 
-    app = FastAPI(
+    app = Application(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     for routes, needs in _ROUTES:
@@ -71,20 +76,24 @@ def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:
     return app
 
 
-def error_response(error: ApiError) -> Response:
-    """An error as the client gets it; plain ASCII, so that no text can break it."""
-    content = json.dumps(error.body)
+def error_response(error: ApiError, request: Request | None = None) -> Response:
+    """An error as the client gets it; plain ASCII, so that no text can break it.
+
+    request: the way its API writes errors; OpenAI's without one.
+    """
+    is_anthropic = request is not None and dialect_of(request.url.path) is Dialect.ANTHROPIC
+    content = json.dumps(event_body(error, Dialect.ANTHROPIC) if is_anthropic else error.body)
     return Response(content, error.status, dict(error.headers), media_type="application/json")
 
 
-def _api_error(_: Request, error: Exception) -> Response:
+def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(error, request)
 
 
-def _task_vector_error(_: Request, error: Exception) -> Response:
+def _task_vector_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TaskVectorError)
-    return error_response(from_task_vector_error(error))
+    return error_response(from_task_vector_error(error), request)
 
 
 def _http_exception(request: Request, error: Exception) -> Response:

@@ -17,6 +17,7 @@ from outfitter.commands import (
     merge,
     oci,
     promotions,
+    saved,
     serve,
     sign,
     store,
@@ -80,6 +81,7 @@ app.add_typer(tenants.tenant, name="tenant")
 app.add_typer(keys.key_commands, name="key")
 app.add_typer(oci.oci, name="oci")
 app.add_typer(store.store, name="store")
+app.add_typer(saved.loadout, name="loadout")
 
 
 def _print_version(wanted: bool) -> None:

@@ -90,6 +90,26 @@ class GatewayClient:
         """Remove what a reference names."""
         return self.json("DELETE", _path(reference))
 
+    def save_loadout(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Save a loadout. fields: as for `POST /v1/loadouts`."""
+        return self.json("POST", "/v1/loadouts", json=dict(fields))
+
+    def loadouts(self, query: Mapping[str, str | int]) -> dict[str, Any]:
+        """A page of the saved loadouts, or with `name` the versions of one."""
+        return self.json("GET", "/v1/loadouts", params=dict(query))
+
+    def loadout(self, reference: str) -> dict[str, Any]:
+        """A saved loadout."""
+        return self.json("GET", _loadout_path(reference))
+
+    def move_loadout(self, name: str, version: int) -> dict[str, Any]:
+        """Let a bare name mean a version."""
+        return self.json("PATCH", _loadout_path(name), json={"latest": version})
+
+    def delete_loadout(self, reference: str) -> dict[str, Any]:
+        """Forget a saved loadout, or one version of it."""
+        return self.json("DELETE", _loadout_path(reference))
+
     def json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         """The JSON object that is answered."""
         fields = _object(self.request(method, path, **options).content)
@@ -124,6 +144,10 @@ class GatewayClient:
 
 def _path(reference: str) -> str:
     return f"/v1/task_vectors/{quote(reference, safe='/@:')}"
+
+
+def _loadout_path(reference: str) -> str:
+    return f"/v1/loadouts/{quote(reference, safe='/@:')}"
 
 
 def _object(body: bytes) -> dict[str, Any] | None:

@@ -16,12 +16,20 @@ from fastapi import Depends, Request
 
 from outfitter.accounts import Accounts, By
 from outfitter.config import GatewayConfig
-from outfitter.control.fields import OPENAI_FIELDS, known_fields
+from outfitter.control.fields import Known, known_fields, offered_paths
 from outfitter.control.keys import token_of
 from outfitter.control.outcome import Outcome
 from outfitter.control.principal import OPEN, Principal, Scope
 from outfitter.control.resolve import Plan, plan
 from outfitter.control.rights import check_scope, viewer_of
+from outfitter.control.saved import (
+    Asked,
+    apply,
+    check_servable,
+    model_not_found,
+    saved_reference,
+)
+from outfitter.control.surface import ROUTES
 from outfitter.engine.command import engine_command, engine_environment
 from outfitter.engine.relay import Relay
 from outfitter.engine.supervisor import State, Supervisor
@@ -30,8 +38,8 @@ from outfitter.errors import unavailable
 from outfitter.state.records import SavedLoadout
 from outfitter.vectors import Base, Vectors, open_vectors
 from taskvectors.checkpoint import cached_fingerprint, load_base_shapes
-from taskvectors.errors import TaskVectorError
-from taskvectors.spec import Loadout, Reference, RequestedLoadout
+from taskvectors.errors import TaskVectorError, VectorNotFound
+from taskvectors.spec import Reference, RequestedLoadout
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +77,10 @@ class Gateway:
     supervisor: Supervisor | None = None
     relay: Relay | None = None
     warming: Warming | None = None
-    known_fields: dict[str, frozenset[str] | None] = field(default_factory=dict)
+    known_fields: dict[str, Known | None] = field(default_factory=dict)
+    """Of each path of the engine; None where nobody can tell."""
+    offered: frozenset[str] | None = None
+    """The paths that the engine answers; None where nobody can tell."""
     created: int = field(default_factory=lambda: int(time.time()))
     planners: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(MAX_PLANNERS))
     """Of their own: requests go on while other routes wait for a slow database."""
@@ -121,7 +132,8 @@ class Gateway:
     async def _on_ready(self) -> None:
         assert self.relay is not None
         openapi = await self.relay.openapi()
-        self.known_fields = {name: known_fields(openapi, name) for name in OPENAI_FIELDS}
+        self.known_fields = {one.target: known_fields(openapi, one.target) for one in ROUTES}
+        self.offered = offered_paths(openapi)
         self.hooks.on_ready()
         assert self.warming is not None
         self.warming.begin(self.config.pins)
@@ -155,26 +167,62 @@ class Gateway:
         """The store as somebody may see and change it."""
         return self.vectors.seen_by(viewer_of(principal))
 
-    async def plan(self, requested: RequestedLoadout | None, principal: Principal) -> Plan:
-        """Decide how a request is served, by the rights of whoever asks; reads in a thread."""
+    async def asked(self, principal: Principal, model: str) -> Asked:
+        """The base or the saved loadout that a request names as its model, as it is now.
+
+        Raises ApiError (404), the same for what the key may not see; CatalogUnavailable.
+        """
+        if model in self.config.served_names:
+            return Asked(model)
+        reference = saved_reference(model)
+        if reference is None:
+            raise model_not_found(model, self.config.name)
+        find = partial(self.vectors_for(principal).loadout, reference)
+        try:
+            saved = await asyncio.get_running_loop().run_in_executor(self.planners, find)
+        except VectorNotFound as error:
+            raise model_not_found(model, self.config.name) from error
+        return Asked(model, saved)
+
+    async def plan(
+        self,
+        principal: Principal,
+        requested: RequestedLoadout | None,
+        saved: SavedLoadout | None = None,
+    ) -> Plan:
+        """Decide how a request is served, by the rights of whoever asks; reads in a thread.
+
+        saved: the model, None for the base. Raises TaskVectorError, ApiError.
+        """
         base = self.ready_base()
-        resolve = self.vectors_for(principal).resolve
-        decide = partial(plan, requested, resolve, base.fingerprint, base.modules)
-        if requested is None:
+        decide = partial(self._decide, principal, base, requested, saved)
+        if requested is None and saved is None:
             return decide()
         return await asyncio.get_running_loop().run_in_executor(self.planners, decide)
 
-    def served(self, name: str, version: int | None, principal: Principal) -> SavedLoadout:
-        """A saved loadout that somebody may use now; may block. Raises VectorNotFound.
-
-        Whoever may see it may use it as a whole, by the rights of its owner: as long as that one
-        may see all of its vectors.
-        """
-        saved = self.vectors_for(principal).loadout(name, version)
-        owner = self.vectors.seen_by(self.accounts.owner_of(saved.name))
-        for digest in sorted(Loadout.from_canonical(saved.canonical).digests):
-            owner.resolve(Reference(digest=digest))
+    def served(self, reference: Reference, principal: Principal) -> SavedLoadout:
+        """A saved loadout that somebody may use now; may block. Raises TaskVectorError."""
+        saved = self.vectors_for(principal).loadout(reference)
+        self._check_servable(saved, self.ready_base())
         return saved
+
+    def _decide(
+        self,
+        principal: Principal,
+        base: Base,
+        requested: RequestedLoadout | None,
+        saved: SavedLoadout | None,
+    ) -> Plan:
+        if saved is not None:
+            self._check_servable(saved, base)
+        resolve = self.vectors_for(principal).resolve
+        own = plan(requested, resolve, base.fingerprint, base.modules)
+        return own if saved is None else apply(saved, own)
+
+    def _check_servable(self, saved: SavedLoadout, base: Base) -> None:
+        """Whoever may see a saved loadout may use it as a whole, by the rights of its owner."""
+        owner = self.vectors.seen_by(self.accounts.owner_of(saved.name))
+        check_servable(saved, owner.resolve, base.fingerprint)
 
     async def note(
         self, by: By, action: str, subject: str, detail: Mapping[str, object] | None = None
@@ -271,7 +319,7 @@ VectorsDep = Annotated[Vectors, Depends(_vectors)]
 
 
 async def _by(request: Request, principal: PrincipalDep) -> By:
-    return By(principal, request.headers.get("x-request-id"))
+    return By(principal, request.state.request_id)
 
 
 ByDep = Annotated[By, Depends(_by)]

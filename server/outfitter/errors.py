@@ -63,6 +63,15 @@ INVALID_REQUEST = "invalid_request_error"
 RATE_LIMIT = "rate_limit_error"
 SERVER_ERROR = "server_error"
 
+_ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: RATE_LIMIT,
+    503: "overloaded_error",
+}
+
 MAX_MESSAGE = 1000
 _LONG_QUOTE = re.compile(r"""'[^']{201,}'|"[^"]{201,}\"""")
 
@@ -152,6 +161,13 @@ def type_for_status(status: int) -> str:
     if status == 429:
         return RATE_LIMIT
     return SERVER_ERROR if status >= 500 else INVALID_REQUEST
+
+
+def anthropic_type(status: int) -> str:
+    """Anthropic's error type for an HTTP status."""
+    if status in _ANTHROPIC:
+        return _ANTHROPIC[status]
+    return "api_error" if status >= 500 else INVALID_REQUEST
 
 
 def from_task_vector_error(error: tv.TaskVectorError, param: str | None = None) -> ApiError:

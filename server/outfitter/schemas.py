@@ -75,6 +75,9 @@ def describe_loadout(saved: SavedLoadout) -> dict[str, object]:
         "digest": f"sha256:{saved.digest}",
         "task_vectors": saved.request,
         "resolved": json.loads(saved.canonical),
+        "request_vectors": saved.terms.request_vectors,
+        "description": saved.terms.description,
+        "base_fingerprint": saved.terms.base_fingerprint,
         "publisher": saved.publisher,
         "created_at": saved.created,
     }
@@ -124,6 +127,14 @@ def required(body: Mapping[str, object], name: str, kind: type[T], example: str)
         raise ApiError(
             400, message, "missing_name" if name == "name" else "invalid_parameter", name
         )
+    return value
+
+
+def optional(body: Mapping[str, object], name: str) -> str | None:
+    """A text that may be absent or null; raises ApiError (400)."""
+    value = body.get(name)
+    if not isinstance(value, str | None):
+        raise _wrong(name, "a string", value)
     return value
 
 

@@ -25,6 +25,7 @@ from outfitter.state.records import (
     Publication,
     Query,
     SavedLoadout,
+    Terms,
     Version,
 )
 from outfitter.state.resolver import Resolver
@@ -198,15 +199,9 @@ class Vectors:
         self.resolver.changed()
         return deletion
 
-    def save_loadout(
-        self, name: str, loadout: Loadout, request: Mapping[str, object], publisher: str | None
-    ) -> SavedLoadout:
-        """Save a loadout as the next version of a name; see `Catalog.save_loadout`."""
-        return self.catalog.save_loadout(self.check_name(name), loadout, request, publisher)
-
-    def loadout(self, name: str, version: int | None = None) -> SavedLoadout:
-        """A saved loadout, the newest unless a version is named. Raises VectorNotFound."""
-        return self.catalog.loadout(name, version, self.viewer)
+    def loadout(self, reference: Reference) -> SavedLoadout:
+        """The saved loadout of a name, or of a name and version; raises VectorNotFound."""
+        return self.resolver.loadout(reference, self.viewer)
 
     def loadouts(
         self, limit: int = 100, after: str | None = None
@@ -214,12 +209,36 @@ class Vectors:
         """A page of the saved loadouts; see `Catalog.loadouts`."""
         return self.catalog.loadouts(limit, after, self.viewer)
 
-    def delete_loadout(self, name: str, version: int | None = None) -> None:
-        """Forget a saved loadout, or one version of it. Raises VectorNotFound."""
-        if not rights.may_change(self.viewer, name):
-            self.loadout(name, version)
-            rights.check_change(self.viewer, name)
+    def loadout_versions(self, name: str) -> tuple[SavedLoadout, ...]:
+        """The versions of a saved loadout, newest first. Raises VectorNotFound."""
+        return self.catalog.loadout_versions(name, self.viewer)
+
+    def save_loadout(
+        self,
+        name: str,
+        loadout: Loadout,
+        request: Mapping[str, object],
+        publisher: str | None,
+        terms: Terms,
+    ) -> SavedLoadout:
+        """Save a loadout as the next version of a name; see `Catalog.save_loadout`."""
+        self.check_name(name)
+        saved = self.catalog.save_loadout(name, loadout, request, publisher, terms)
+        self.resolver.changed()
+        return saved
+
+    def move_loadout(self, name: str, version: int) -> SavedLoadout:
+        """Let a bare name mean this version from now on; raises VectorNotFound."""
+        self._check_my_loadout(name, version)
+        saved = self.catalog.move_loadout(name, version)
+        self.resolver.changed()
+        return saved
+
+    def delete_loadout(self, name: str, version: int | None) -> None:
+        """Forget a saved loadout, or one version of it; raises VectorNotFound."""
+        self._check_my_loadout(name, version)
         self.catalog.delete_loadout(name, version)
+        self.resolver.changed()
 
     def path(self, wanted: Reference | str) -> Path:
         """The file of a reference or digest, on this machine's disk.
@@ -255,7 +274,7 @@ class Vectors:
         """
         name = plain_name(path)
         if kind is Kind.LOADOUT:
-            found = self.loadout(name).name
+            found = self.loadout(Reference.parse(name)).name
         else:
             found = self.version(Reference.parse(name)).name
         rights.check_change(self.viewer, found)
@@ -267,6 +286,12 @@ class Vectors:
             return
         if self.viewer is not None:
             rights.check_change(self.viewer, self.version(reference).name)
+
+    def _check_my_loadout(self, name: str, version: int | None) -> None:
+        """The same for a saved loadout."""
+        if not rights.may_change(self.viewer, name):
+            self.catalog.loadout(name, version, self.viewer)
+            rights.check_change(self.viewer, name)
 
     def _told(self, version: Version) -> Version:
         self.resolver.changed()

@@ -11,7 +11,10 @@ from typing import Any
 
 import httpx
 
+from outfitter.control.surface import NOT_OFFERED, ROUTES
+
 ABSENT_DIGEST = "0" * 64
+_PASSING = ("date", "content-length", "x-request-id")
 TUS = {"tus-resumable": "1.0.0"}
 BYTES = {"content-type": "application/offset+octet-stream"}
 
@@ -41,6 +44,11 @@ class Only:
     """A route that tells nothing of anybody to these keys: statuses by the scope they lack."""
 
     scope: str
+
+
+@dataclass(frozen=True)
+class NotOffered:
+    """A route that says that there is no such thing here."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,10 @@ def listed(**extra: Any) -> Callable[[str], dict[str, Any]]:
     return lambda reference: {"json": {"task_vectors": ["mine", reference], **extra}}
 
 
+def mixed(reference: str) -> dict[str, Any]:
+    return {"json": {"model": "base-model", "task_vectors": {reference: 1.0}}}
+
+
 def tasked(method: str, task: str) -> dict[str, Any]:
     """A method with a parameter that names a vector."""
     vectors = {"umbra/mine": 1.0, "mine": 1.0}
@@ -99,9 +111,11 @@ MATRIX: dict[tuple[str, str], list[Ask | Only | Nobodys]] = {
     ("POST", CHAT): [
         Ask("POST", by(CHAT, lambda r: chat({r: 1.0})), "vectors"),
         Ask("POST", by(CHAT, lambda r: chat([{"name": r, "weight": 1}])), "vectors"),
+        Ask("POST", by(CHAT, lambda r: {"json": {"model": r, "messages": []}}), "loadouts"),
     ],
     ("POST", COMPLETE): [
         Ask("POST", by(COMPLETE, lambda r: completion({**ONE, r: -1.0})), "vectors"),
+        Ask("POST", by(COMPLETE, lambda r: {"json": {"model": r, "prompt": "x"}}), "loadouts"),
         Ask(
             "POST",
             by(COMPLETE, lambda r: completion({"vectors": {r: 1.0}, "method": "ties"})),
@@ -120,6 +134,27 @@ MATRIX: dict[tuple[str, str], list[Ask | Only | Nobodys]] = {
             for method in ("tall_masks", "emr")
         ),
     ],
+    **{
+        ("POST", route.path): [
+            Ask("POST", by(route.path, lambda r: {"json": {"model": r}}), "loadouts"),
+            *(
+                ()
+                if route.is_tokens
+                else (Ask("POST", by(route.path, lambda r: mixed(r)), "vectors"),)
+            ),
+        ]
+        for route in ROUTES
+        if route.path not in (CHAT, COMPLETE)
+    },
+    **{
+        (method, path): [NotOffered()]
+        for path in NOT_OFFERED
+        for method in ("GET", "POST", "DELETE", "PUT", "PATCH")
+    },
+    ("PATCH", f"{L}/{{name:path}}"): [
+        Ask("PATCH", at(f"{L}/*", json={"latest": 1}), "loadout_names"),
+        Ask("PATCH", at(f"{L}/*", json={"latest": 9}), "loadout_names"),
+    ],
     ("GET", "/v1/models"): [Nobodys("/v1/models")],
     ("GET", "/v1/models/{model:path}"): [Ask("GET", at("/v1/models/*"), "loadouts")],
     ("GET", f"{T}/{{name:path}}/access"): [Ask("GET", at(f"{T}/*/access"), "names")],
@@ -134,7 +169,10 @@ MATRIX: dict[tuple[str, str], list[Ask | Only | Nobodys]] = {
         Ask("POST", by(L, lambda r: named_vector(r)), "vectors"),
         Ask("POST", by(L, named), "fresh", 403),
     ],
-    ("GET", L): [Nobodys(L)],
+    ("GET", L): [
+        Nobodys(L),
+        Ask("GET", by(L, lambda r: {"params": {"name": r}}), "loadout_names"),
+    ],
     ("GET", f"{L}/{{reference:path}}"): [Ask("GET", at(f"{L}/*"), "loadouts")],
     ("DELETE", f"{L}/{{reference:path}}"): [Ask("DELETE", at(f"{L}/*"), "loadouts")],
     ("POST", P): [
@@ -259,7 +297,7 @@ def cases(kind: type) -> Iterator[tuple[str, Any]]:
 
 def comparable(response: httpx.Response, reference: str) -> tuple[int, str, dict[str, str]]:
     """An answer without what differs anyhow: the reference that was sent, and the time."""
-    headers = {k: v for k, v in response.headers.items() if k not in ("date", "content-length")}
+    headers = {k: v for k, v in response.headers.items() if k not in _PASSING}
     text = response.text
     for part in (json.dumps(reference)[1:-1], *without_pin(reference)):
         text = text.replace(part, "<sent>")

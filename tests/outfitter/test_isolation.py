@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from sqlalchemy import Engine, event
 
 from outfitter.app import create_app
+from outfitter.control.surface import NOT_OFFERED, ROUTES
 from tests.outfitter.harness import Running, make_config, make_vector, new_keys, push, running
 from tests.outfitter.isolation import (
     ABSENT_DIGEST,
@@ -21,6 +22,7 @@ from tests.outfitter.isolation import (
     TUS,
     Ask,
     Nobodys,
+    NotOffered,
     Only,
     Twin,
     cases,
@@ -129,9 +131,10 @@ def test_every_route_is_declared() -> None:
 
 @pytest.mark.parametrize("route", sorted(MATRIX), ids=" ".join)
 def test_without_a_key_nothing_is_told(world: World, route: tuple[str, str]) -> None:
-    """401 in OpenAI's shape, whatever is asked for; only health needs none."""
+    """401 in the shape of the route, whatever is asked for; only health needs none."""
     method, path = route
     path = path.replace("{reference:path}", "acme/zebra").replace("{name:path}", "acme/zebra")
+    path = path.replace("{rest:path}", "x")
     if path.startswith("/health"):
         return
     for headers in ({}, {"authorization": "Bearer sk-none"}, {"authorization": "Basic x"}):
@@ -142,7 +145,9 @@ def test_without_a_key_nothing_is_told(world: World, route: tuple[str, str]) -> 
         if method != "HEAD":
             error = response.json()["error"]
             assert error["code"] == "invalid_api_key"
-            assert error["type"] == "invalid_request_error"
+            is_anthropics = path.startswith("/v1/messages")
+            kind = "authentication_error" if is_anthropics else "invalid_request_error"
+            assert error["type"] == kind
             assert "zebra" not in response.text
 
 
@@ -222,7 +227,8 @@ WRITES = sorted(
     for route, asks in MATRIX.items()
     if route[0] in ("POST", "PUT", "PATCH", "DELETE")
     and not any(isinstance(ask, Only) for ask in asks)
-    and not route[1].startswith(("/v1/chat", "/v1/completions"))
+    and not any(isinstance(ask, NotOffered) for ask in asks)
+    and route[1] not in {route.path for route in ROUTES}
     and not route[1].endswith("/interference")
 )
 
@@ -300,6 +306,14 @@ def test_what_is_shared_is_seen_used_and_not_changed(world: World) -> None:
     assert umbra.post("/v1/completions", json=body).status_code == 404
 
 
+@pytest.mark.parametrize(("path", "_"), [*NOT_OFFERED.items()])
+def test_what_is_not_offered_is_so_for_everybody(world: World, path: str, _: str) -> None:
+    """Whoever has a key is told why."""
+    answer = world.client("umbra").post(path.replace("{rest:path}", "x"))
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "unsupported_route"
+
+
 def test_a_shared_loadout_is_used_as_a_whole(world: World) -> None:
     """By the rights of its owner; what it is made of is no more open for that."""
     name = "/v1/loadouts/acme/zebra-bot"
@@ -307,6 +321,9 @@ def test_a_shared_loadout_is_used_as_a_whole(world: World) -> None:
     acme = world.client("acme")
     acme.put(f"{name}/access", json={"visibility": "public"})
     assert umbra.get(name).status_code == 200
+    assert "acme/zebra-bot" in umbra.get("/v1/models").text
+    served = umbra.post("/v1/completions", json={"model": "acme/zebra-bot", "prompt": "hi"})
+    assert served.status_code == 200, served.text
     promoted = umbra.post("/v1/promotions", json={"loadout": "acme/zebra-bot"})
     assert promoted.status_code == 200, promoted.text
     umbra.delete("/v1/promotions")
@@ -328,6 +345,8 @@ def test_a_loadout_goes_as_far_as_the_rights_of_its_owner(world: World) -> None:
     assert umbra.post("/v1/promotions", json=promotion).status_code == 200
     umbra.delete("/v1/promotions")
     acme.put(access, json={"shared_with": []})
+    body = {"model": "umbra/borrowed", "prompt": "hi"}
+    assert umbra.post("/v1/completions", json=body).status_code == 404
     refused = umbra.post("/v1/promotions", json=promotion)
     assert refused.status_code == 404
     assert refused.json()["error"]["message"] == f"no task vector 'sha256:{world.digests[1]}'"

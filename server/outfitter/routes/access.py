@@ -13,6 +13,7 @@ from outfitter.control.rights import Access, Kind, Visibility
 from outfitter.deps import ByDep, Gateway, GatewayDep, VectorsDep
 from outfitter.errors import ApiError
 from outfitter.routes.body import read_body
+from outfitter.routes.documented import ACCESS, json_body
 from outfitter.schemas import check_known, describe, describe_loadout
 from outfitter.vectors import Vectors
 from taskvectors.errors import VectorNotFound
@@ -31,7 +32,7 @@ async def vector_access(name: str, gateway: GatewayDep, vectors: VectorsDep) -> 
     return await _get(gateway, vectors, Kind.TASK_VECTOR, name)
 
 
-@router.put("/task_vectors/{name:path}/access")
+@router.put("/task_vectors/{name:path}/access", openapi_extra=json_body(ACCESS))
 async def set_vector_access(
     name: str, request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
 ) -> dict[str, object]:
@@ -45,7 +46,7 @@ async def loadout_access(name: str, gateway: GatewayDep, vectors: VectorsDep) ->
     return await _get(gateway, vectors, Kind.LOADOUT, name)
 
 
-@router.put("/loadouts/{name:path}/access")
+@router.put("/loadouts/{name:path}/access", openapi_extra=json_body(ACCESS))
 async def set_loadout_access(
     name: str, request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
 ) -> dict[str, object]:
@@ -96,7 +97,7 @@ async def _get(gateway: Gateway, vectors: Vectors, kind: Kind, name: str) -> dic
 
 def _named_access(vectors: Vectors, kind: Kind, name: str) -> dict[str, object]:
     if kind is Kind.LOADOUT:
-        return describe_loadout(vectors.loadout(name))
+        return describe_loadout(vectors.loadout(Reference.parse(name)))
     return describe(vectors.look_up(Reference.parse(name)))
 
 

@@ -19,6 +19,7 @@ from outfitter.control.resolve import ResolvedVector, parse_body
 from outfitter.deps import VectorsDep
 from outfitter.errors import ApiError, unavailable
 from outfitter.routes.body import read_body
+from outfitter.routes.documented import json_body
 from outfitter.vectors import Vectors
 from taskvectors import errors as tv
 from taskvectors.spec import MAX_VECTORS, Reference
@@ -32,6 +33,10 @@ MAX_RUNNING = 1
 MAX_WAITING = 16
 MAX_REMEMBERED = 32
 _FIELDS = ("task_vectors", "per_layer")
+_BODY = {
+    "task_vectors": {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 16},
+    "per_layer": {"type": "boolean"},
+}
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 Json = dict[str, Any]
@@ -77,7 +82,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 router = APIRouter(prefix="/v1/task_vectors", lifespan=_lifespan)
 
 
-@router.post("/interference")
+@router.post("/interference", openapi_extra=json_body(_BODY, "task_vectors"))
 async def interference(request: Request, vectors: VectorsDep) -> Response:
     """Figures for each pair of two to sixteen task vectors."""
     body = parse_body(await read_body(request, MAX_BODY_BYTES))

@@ -12,12 +12,15 @@ from outfitter.control.resolve import parse_body
 from outfitter.deps import ByDep, Gateway, GatewayDep
 from outfitter.errors import ApiError, CatalogUnavailable
 from outfitter.routes.body import read_body
+from outfitter.routes.documented import json_body
 from outfitter.schemas import check_known
 from outfitter.telemetry import SnapshotCollector
 from outfitter.vectors import Vectors
 from taskvectors.errors import EngineUnavailable
 
 router = APIRouter()
+
+_COLLECT = {"grace_s": {"type": "number", "minimum": 0}, "dry_run": {"type": "boolean"}}
 
 MAX_BODY_BYTES = 2**16
 DEFAULT_GRACE_S = 3600.0
@@ -37,7 +40,7 @@ async def stats(gateway: GatewayDep) -> dict[str, Any]:
     return {"object": "store.stats", **await _snapshot(gateway)}
 
 
-@router.post("/v1/store/gc")
+@router.post("/v1/store/gc", openapi_extra=json_body(_COLLECT))
 async def collect(request: Request, gateway: GatewayDep, by: ByDep) -> dict[str, Any]:
     """Drop the files that nothing needs. Body: `{"grace_s": 3600, "dry_run": false}`, or none."""
     raw = await read_body(request, MAX_BODY_BYTES)

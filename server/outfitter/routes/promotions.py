@@ -11,11 +11,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from outfitter.control.fields import TASK_VECTORS
 from outfitter.control.principal import Principal
-from outfitter.control.resolve import TASK_VECTORS, parse_body, requested_loadout
+from outfitter.control.resolve import parse_body, requested_loadout
 from outfitter.deps import ByDep, Gateway, GatewayDep
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes.body import read_body
+from outfitter.routes.documented import MIX, NAME, json_body
 from outfitter.routes.loadouts import named
 from outfitter.schemas import check_known, only, required
 from taskvectors.errors import InvalidLoadout, TaskVectorError
@@ -27,7 +29,7 @@ MAX_BODY_BYTES = 2**18
 LOADOUT = "loadout"
 
 
-@router.post("")
+@router.post("", openapi_extra=json_body({TASK_VECTORS: MIX, LOADOUT: NAME}))
 async def promote(request: Request, gateway: GatewayDep, by: ByDep) -> dict[str, object]:
     """Promote what `task_vectors` says, or a saved `loadout`; answers when it is in the weights.
 
@@ -36,7 +38,7 @@ async def promote(request: Request, gateway: GatewayDep, by: ByDep) -> dict[str,
     _check_allowed(gateway)
     body = parse_body(await read_body(request, MAX_BODY_BYTES))
     check_known(body, (TASK_VECTORS, LOADOUT))
-    loadout = await _loadout(gateway, body, by.principal)
+    loadout = await _loadout(gateway, by.principal, body)
     state = await gateway.ready_relay().promotion("POST", loadout.canonical)
     await gateway.note(by, "promotion.promote", f"sha256:{loadout.digest}")
     return _describe(state)
@@ -71,16 +73,15 @@ def _check_allowed(gateway: Gateway) -> None:
         raise ApiError(403, message, "promotions_not_allowed")
 
 
-async def _loadout(gateway: Gateway, body: dict[str, object], principal: Principal) -> Loadout:
+async def _loadout(gateway: Gateway, principal: Principal, body: dict[str, object]) -> Loadout:
     if (TASK_VECTORS in body) == (LOADOUT in body):
         message = 'give either task_vectors, such as {"json": 0.8}, or loadout, a saved one'
         raise ApiError(400, message, "invalid_parameter", TASK_VECTORS)
     try:
         if LOADOUT in body:
-            name, version = named(required(body, LOADOUT, str, '"acme/support-bot"'))
-            saved = await asyncio.to_thread(gateway.served, name, version, principal)
-            return Loadout.from_canonical(saved.canonical)
-        loadout = (await gateway.plan(requested_loadout(body), principal)).loadout
+            reference = named(required(body, LOADOUT, str, '"acme/support-bot"'))
+            return (await asyncio.to_thread(gateway.served, reference, principal)).loadout
+        loadout = (await gateway.plan(principal, requested_loadout(body))).loadout
         if loadout.is_base:
             raise InvalidLoadout("the loadout adds nothing to the base: no vector has a weight")
     except TaskVectorError as error:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from outfitter.control.resolve import parse_body
 from outfitter.deps import ByDep, Gateway, GatewayDep, VectorsDep
 from outfitter.routes.body import read_body
+from outfitter.routes.documented import DRAFT, json_body
 from outfitter.schemas import describe, draft_of, required
 from outfitter.state.records import Version
 from outfitter.transfer.fetched import Fetched, no_progress
@@ -19,7 +20,11 @@ router = APIRouter(prefix="/v1/task_vectors")
 MAX_JSON_BYTES = 4 * 2**20
 
 
-@router.post("/pulls", status_code=201)
+@router.post(
+    "/pulls",
+    status_code=201,
+    openapi_extra=json_body({"source": {"type": "string"}, **DRAFT}, "source", "name"),
+)
 async def pull(
     request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
 ) -> dict[str, object]:

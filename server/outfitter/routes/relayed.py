@@ -59,7 +59,9 @@ class RelayedResponse(Response):
             if upstream.content_type == "text/event-stream":
                 await self._stream(upstream, headers, send)
             else:
-                body = self._identity.complete(await upstream.read())
+                body = await upstream.read()
+                if upstream.content_type == "application/json":
+                    body = self._identity.complete(body)
                 await send(_start({**headers, "content-length": str(len(body))}))
                 await send(_part(body, more=False))
 
@@ -81,7 +83,7 @@ class RelayedResponse(Response):
                     await send(_part(lines, more=True))
             last = rewriter.finish()
         except (aiohttp.ClientError, ConnectionError):
-            last = stream_error(engine_died().body)
+            last = stream_error(engine_died(), self._identity.dialect)
         await send(_part(last, more=False))
         self._is_streaming = False
 
@@ -89,7 +91,7 @@ class RelayedResponse(Response):
         error = unavailable("the server is shutting down", "shutting_down")
         if not self._is_streaming:
             raise error
-        await send(_part(stream_error(error.body), more=False))
+        await send(_part(stream_error(error, self._identity.dialect), more=False))
 
 
 async def _departure(receive: Receive) -> None:

@@ -12,6 +12,7 @@ from outfitter.control.resolve import parse_body
 from outfitter.deps import ByDep, Gateway, GatewayDep, VectorsDep
 from outfitter.errors import ApiError
 from outfitter.routes.body import read_body, receive, stream_body
+from outfitter.routes.documented import DETAILS, DRAFT, file_body, json_body
 from outfitter.schemas import (
     changed_details,
     check_known,
@@ -42,7 +43,11 @@ _LISTING = (*_TEXTS, "license", "order", "versions", "limit")
 _VERSIONS = ("latest", "all")
 
 
-@router.post("", status_code=201)
+@router.post(
+    "",
+    status_code=201,
+    openapi_extra=file_body("application/octet-stream", draft=json_body(DRAFT, "name")),
+)
 async def publish(
     request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
 ) -> dict[str, object]:
@@ -66,7 +71,10 @@ async def find(request: Request, vectors: VectorsDep) -> dict[str, object]:
     }
 
 
-@router.put("/{name:path}/tags/{tag}")
+@router.put(
+    "/{name:path}/tags/{tag}",
+    openapi_extra=json_body({"version": {"type": "integer", "minimum": 1}}, "version"),
+)
 async def put_tag(
     name: str, tag: str, request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
 ) -> dict[str, object]:
@@ -96,7 +104,7 @@ async def get_one(reference: str, vectors: VectorsDep) -> dict[str, object]:
     return describe(await asyncio.to_thread(vectors.look_up, Reference.parse(reference)))
 
 
-@router.patch("/{reference:path}")
+@router.patch("/{reference:path}", openapi_extra=json_body(DETAILS))
 async def update(
     reference: str, request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
 ) -> dict[str, object]:

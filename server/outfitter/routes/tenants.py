@@ -9,6 +9,7 @@ from outfitter.control.resolve import parse_body
 from outfitter.deps import ByDep, GatewayDep
 from outfitter.errors import ApiError
 from outfitter.routes.body import read_body
+from outfitter.routes.documented import NAME, SECONDS, TEXTS, json_body
 from outfitter.routes.task_vectors import limit_of
 from outfitter.schemas import check_known, describe_key, describe_tenant, only, required
 from taskvectors.values import kind_of
@@ -16,11 +17,12 @@ from taskvectors.values import kind_of
 router = APIRouter(prefix="/v1/tenants")
 
 MAX_BODY_BYTES = 2**16
+_KEY = {"name": {"type": "string"}, "scopes": TEXTS, "expires_s": SECONDS}
 DEFAULT_GRACE_S = 86_400.0
 """How long a key that is replaced lives on."""
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, openapi_extra=json_body({"name": NAME}, "name"))
 async def create(request: Request, gateway: GatewayDep, by: ByDep) -> dict[str, object]:
     """A tenant, with the namespace of its own name."""
     body = await _body(request, "name")
@@ -47,7 +49,7 @@ async def get_one(tenant: str, gateway: GatewayDep) -> dict[str, object]:
     return describe_tenant(await asyncio.to_thread(gateway.accounts.tenant, tenant))
 
 
-@router.patch("/{tenant}")
+@router.patch("/{tenant}", openapi_extra=json_body({"disabled": {"type": "boolean"}}, "disabled"))
 async def update(
     tenant: str, request: Request, gateway: GatewayDep, by: ByDep
 ) -> dict[str, object]:
@@ -90,7 +92,7 @@ async def limits(tenant: str, gateway: GatewayDep) -> dict[str, object]:
     return {"object": "limits", "tenant": found.name, "limits": dict(found.limits)}
 
 
-@router.patch("/{tenant}/limits")
+@router.patch("/{tenant}/limits", openapi_extra=json_body({}, extra=True))
 async def change_limits(
     tenant: str, request: Request, gateway: GatewayDep, by: ByDep
 ) -> dict[str, object]:
@@ -100,7 +102,7 @@ async def change_limits(
     return {"object": "limits", "tenant": found.name, "limits": dict(found.limits)}
 
 
-@router.post("/{tenant}/keys", status_code=201)
+@router.post("/{tenant}/keys", status_code=201, openapi_extra=json_body(_KEY, "name"))
 async def create_key(
     tenant: str, request: Request, gateway: GatewayDep, by: ByDep
 ) -> dict[str, object]:
@@ -120,7 +122,11 @@ async def find_keys(tenant: str, gateway: GatewayDep) -> dict[str, object]:
     return {"object": "list", "data": [describe_key(key) for key in found], "has_more": False}
 
 
-@router.post("/{tenant}/keys/{key_id}/rotate", status_code=201)
+@router.post(
+    "/{tenant}/keys/{key_id}/rotate",
+    status_code=201,
+    openapi_extra=json_body({"grace_s": SECONDS}),
+)
 async def rotate_key(
     tenant: str, key_id: str, request: Request, gateway: GatewayDep, by: ByDep
 ) -> dict[str, object]:

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from outfitter.deps import Gateway, GatewayDep, VectorsDep
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes.body import receive, stream_body
+from outfitter.routes.documented import file_body
 from outfitter.state.uploads import Upload, Uploads
 from taskvectors.errors import TaskVectorError
 
@@ -68,7 +69,7 @@ async def options(gateway: GatewayDep) -> Response:
     return Response(status_code=204, headers=headers)
 
 
-@router.post("")
+@router.post("", openapi_extra=file_body(_BYTES))
 async def create(request: Request, gateway: GatewayDep, vectors: VectorsDep) -> Response:
     """A new upload of a known length; the body may bring its first bytes."""
     length, metadata = _announced(request, gateway.config.max_upload_bytes)
@@ -90,7 +91,7 @@ async def head(upload_id: str, vectors: VectorsDep) -> Response:
     return Response(headers={**headers, **_progress(upload)})
 
 
-@router.patch("/{upload_id}")
+@router.patch("/{upload_id}", openapi_extra=file_body(_BYTES))
 async def patch(
     upload_id: str, request: Request, gateway: GatewayDep, vectors: VectorsDep
 ) -> Response:

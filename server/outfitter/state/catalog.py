@@ -20,6 +20,7 @@ from outfitter.state.records import (
     Publication,
     Query,
     SavedLoadout,
+    Terms,
     Version,
 )
 from outfitter.state.versions import (
@@ -174,30 +175,47 @@ class Catalog:
             session.execute(counted.values(downloads=VersionRow.downloads + 1))
 
     def save_loadout(
-        self, name: str, loadout: Loadout, request: Mapping[str, object], publisher: str | None
+        self,
+        name: str,
+        loadout: Loadout,
+        request: Mapping[str, object],
+        publisher: str | None,
+        terms: Terms = Terms(),  # noqa: B008
     ) -> SavedLoadout:
-        """Save a loadout as the next version of a name; the same as the newest keeps that one.
+        """Save a loadout as the next version of a name, which becomes the latest.
 
-        Raises InvalidReference, InvalidDetails, CatalogConflict, and VectorNotFound if one of its
-        files was collected.
+        The same as the latest keeps that one. Raises InvalidReference, InvalidDetails,
+        CatalogConflict, and VectorNotFound if one of its files was collected.
         """
         reference = parse_name(name)
-        entry = loadouts.Entry.of(loadout, request, publisher)
+        entry = loadouts.Entry.of(loadout, request, publisher, terms)
         with self._database.writing() as session:
             return loadouts.save(session, reference, entry)
 
     def loadout(
         self, name: str, version: int | None = None, viewer: Viewer | None = None
     ) -> SavedLoadout:
-        """A saved loadout, the newest unless a version is named. Raises VectorNotFound."""
+        """A saved loadout, the latest unless a version is named. Raises VectorNotFound."""
         reference = parse_name(name)
         with self._database.reading() as session:
             return loadouts.record(loadouts.find(session, reference, version, viewer))
 
+    def loadout_versions(self, name: str, viewer: Viewer | None = None) -> tuple[SavedLoadout, ...]:
+        """The versions of a saved loadout, newest first. Raises VectorNotFound."""
+        reference = parse_name(name)
+        with self._database.reading() as session:
+            return loadouts.versions(session, reference, viewer)
+
+    def move_loadout(self, name: str, version: int) -> SavedLoadout:
+        """Let a bare name mean this version, until the next is saved. Raises VectorNotFound."""
+        reference = parse_name(name)
+        with self._database.writing() as session:
+            return loadouts.move(session, reference, version)
+
     def loadouts(
         self, limit: int = 100, after: str | None = None, viewer: Viewer | None = None
     ) -> tuple[tuple[SavedLoadout, ...], str | None]:
-        """The newest loadout of each name, by name, and the cursor of the next page."""
+        """The latest loadout of each name, by name, and the cursor of the next page."""
         with self._database.reading() as session:
             return loadouts.page(session, limit, after, viewer)
 
@@ -211,7 +229,7 @@ class Catalog:
             loadouts.remove(session, reference, version)
 
     def generation(self) -> int:
-        """A number that rises with every change that can alter an answer of `version`."""
+        """Rises with every change that can alter an answer of `version` or `loadout`."""
         with self._database.reading() as session:
             return session.scalars(select(GenerationRow.value)).one()
 

@@ -16,6 +16,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from outfitter.state.records import FORBID
+
 MAX_PART = 96
 MAX_PATH = 2 * MAX_PART + 1
 MAX_KEY = 16
@@ -169,7 +171,10 @@ class LoadoutNameRow(Base):
 
 
 class LoadoutRow(Base):
-    """A saved loadout. request: JSON."""
+    """A saved loadout. request, described: JSON. is_latest: what its bare name means.
+
+    base_fingerprint, described: NULL in rows that are older than these columns.
+    """
 
     __tablename__ = "loadouts"
     __table_args__ = (
@@ -185,6 +190,10 @@ class LoadoutRow(Base):
     request: Mapped[str] = mapped_column(Text)
     created: Mapped[int] = mapped_column(BigInteger)
     publisher: Mapped[str | None] = mapped_column(String(512))
+    request_vectors: Mapped[str] = mapped_column(String(16), server_default=FORBID)
+    description: Mapped[str | None] = mapped_column(Text)
+    base_fingerprint: Mapped[str | None] = mapped_column(_exact(128))
+    described: Mapped[str | None] = mapped_column(Text)
 
     name: Mapped[LoadoutNameRow] = relationship(lazy="raise", viewonly=True)
 
