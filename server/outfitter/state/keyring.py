@@ -7,7 +7,7 @@ confirmed at most half a second before a request: a key that is revoked anywhere
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from outfitter.control.keys import Holder, Token, admit
@@ -40,6 +40,7 @@ class Keyring:
         self._lock = threading.Lock()
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._unknown: OrderedDict[str, _Known] = OrderedDict()
+        self._tenants: OrderedDict[str, Holder] = OrderedDict()
         self._used: dict[str, int] = {}
 
     def remembered(self, token: Token) -> Principal | None:
@@ -63,6 +64,19 @@ class Keyring:
                 raise
             known = lasting
         return self._admit(token, known.holder)
+
+    def limits_of(self, tenant: str) -> Mapping[str, object]:
+        """What the operator said of a tenant, as it was when a key of it was last read.
+
+        Never waits: whoever was admitted a moment ago is known. Empty for a tenant without a key.
+        """
+        holder = self._tenants.get(tenant)
+        return {} if holder is None else holder.limits
+
+    def namespaces_of(self, tenant: str) -> tuple[str, ...]:
+        """The namespaces that it owns; the same holds."""
+        holder = self._tenants.get(tenant)
+        return () if holder is None else tuple(sorted(holder.namespaces))
 
     def forget(self, id_: str) -> None:
         """A key was revoked here: it shall not outlast an outage."""
@@ -111,7 +125,16 @@ class Keyring:
             kept[id_] = known
             while len(kept) > most:
                 kept.popitem(last=False)
+            if known.holder is not None:
+                self._remember_tenant(known.holder)
         return known
+
+    def _remember_tenant(self, holder: Holder) -> None:
+        """Under the lock."""
+        self._tenants[holder.tenant] = holder
+        self._tenants.move_to_end(holder.tenant)
+        while len(self._tenants) > MAX_KNOWN:
+            self._tenants.popitem(last=False)
 
     def _outlasting(self, id_: str) -> _Known | None:
         with self._lock:

@@ -145,7 +145,15 @@ def test_limits_are_merged_and_checked(replica: Replica) -> None:
         accounts.change_limits(BY, "acme", {"x": "y" * 20_000})
     assert accounts.tenant("acme").limits == {"requests": 5}
     _, text = accounts.create_key(BY, "acme", "k", ["infer"])
+    keyring = replica.accounts.keyring
+    assert keyring.limits_of("acme") == {}
     assert replica.tells(text).limits == {"requests": 5}
+    assert keyring.limits_of("acme") == {"requests": 5}
+    assert keyring.namespaces_of("acme") == ("acme",)
+    accounts.change_limits(BY, "acme", {"requests": 9})
+    replica.tells(text)
+    assert keyring.limits_of("acme") == {"requests": 9}
+    assert (keyring.limits_of("nobody"), keyring.namespaces_of("nobody")) == ({}, ())
 
 
 def test_a_key_is_kept_without_its_secret(replica: Replica) -> None:
