@@ -237,8 +237,13 @@ class Accounts:
             namespace = ""
         if not namespace:
             return None
-        generation = self._resolver.generation.current()
         known = self._owners.get(namespace)
+        try:
+            generation = self._resolver.generation.current()
+        except CatalogUnavailable:
+            if known is None:
+                raise
+            return known[1]  # its vectors are looked up with as little
         if known is not None and known[0] == generation:
             return known[1]
         with self._database.reading() as session:
