@@ -22,6 +22,7 @@ from outfitter.control.resolve import Plan, plan
 from outfitter.control.saved import (
     Asked,
     apply,
+    check_allowed,
     check_servable,
     model_not_found,
     saved_reference,
@@ -192,6 +193,8 @@ class Gateway:
         saved: SavedLoadout | None,
     ) -> Plan:
         if saved is not None:
+            if requested is not None:
+                check_allowed(saved)
             check_servable(saved, self.vectors.resolve, base.fingerprint)
         own = plan(requested, self.vectors.resolve, base.fingerprint, base.modules)
         return own if saved is None else apply(saved, own)
