@@ -25,6 +25,7 @@ from outfitter.control.rights import check_scope, viewer_of
 from outfitter.control.saved import (
     Asked,
     apply,
+    check_allowed,
     check_servable,
     model_not_found,
     saved_reference,
@@ -39,7 +40,7 @@ from outfitter.state.records import SavedLoadout
 from outfitter.vectors import Base, Vectors, open_vectors
 from taskvectors.checkpoint import cached_fingerprint, load_base_shapes
 from taskvectors.errors import TaskVectorError, VectorNotFound
-from taskvectors.spec import Reference, RequestedLoadout
+from taskvectors.spec import RequestedLoadout
 
 log = logging.getLogger(__name__)
 
@@ -200,12 +201,6 @@ class Gateway:
             return decide()
         return await asyncio.get_running_loop().run_in_executor(self.planners, decide)
 
-    def served(self, reference: Reference, principal: Principal) -> SavedLoadout:
-        """A saved loadout that somebody may use now; may block. Raises TaskVectorError."""
-        saved = self.vectors_for(principal).loadout(reference)
-        self._check_servable(saved, self.ready_base())
-        return saved
-
     def _decide(
         self,
         principal: Principal,
@@ -214,6 +209,8 @@ class Gateway:
         saved: SavedLoadout | None,
     ) -> Plan:
         if saved is not None:
+            if requested is not None:
+                check_allowed(saved)
             self._check_servable(saved, base)
         resolve = self.vectors_for(principal).resolve
         own = plan(requested, resolve, base.fingerprint, base.modules)

@@ -25,6 +25,9 @@ SEEN: dict[str, int] = {"aborted": 0, "ill": 0}
 async def complete(request: web.Request) -> web.StreamResponse:
     try:
         return await answer(request)
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+        fields = {"message": f"{error!r}", "type": "Bad Request", "param": None, "code": 400}
+        return web.json_response({"error": fields}, status=400)  # as pydantic would see it
     except asyncio.CancelledError:
         SEEN["aborted"] += 1
         raise

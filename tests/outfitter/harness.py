@@ -18,7 +18,6 @@ from outfitter.accounts import Accounts, By
 from outfitter.app import create_app
 from outfitter.config import GatewayConfig
 from outfitter.deps import Hooks, open_store
-from outfitter.protocol import BoundedProtocol
 from outfitter.vectors import Base, Draft, Vectors
 from taskvectors.format import file_digest, write_vector
 from taskvectors.store.settings import TierSettings
@@ -89,10 +88,7 @@ def running(
         command=fake_command(*extra),
     )
     options = uvicorn.Config(
-        create_app(config, hooks),
-        http=BoundedProtocol,
-        log_level="warning",
-        timeout_graceful_shutdown=1,
+        create_app(config, hooks), log_level="warning", timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(options)
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -145,16 +145,20 @@ def test_the_urls_of_the_tiers_are_in_the_environment_and_nowhere_else() -> None
 
 
 def test_the_engine_environment() -> None:
-    """Ours wins, defaults give way, and what would open vLLM's LoRA endpoints is gone."""
+    """Ours wins, defaults give way, and what would open or break doors of vLLM is gone."""
+    dangerous = {
+        *("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY"),
+        *("VLLM_ENABLE_RESPONSES_API_STORE", "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"),
+    }
     given = {
         "PATH": "/bin",
         "VLLM_PLUGINS": "other",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_CPU_KVCACHE_SPACE": "4",
+        **dict.fromkeys(dangerous, "1"),
     }
     made = engine_environment(given, TierSettings())
     assert made["PATH"] == "/bin"
     assert made["VLLM_PLUGINS"] == "taskvectors"
     assert made["VLLM_CPU_KVCACHE_SPACE"] == "4"
     assert engine_environment({}, TierSettings())["VLLM_CPU_KVCACHE_SPACE"] == "1"
-    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in made
+    assert not dangerous & made.keys()

@@ -234,7 +234,7 @@ def test_by_default_a_request_may_not_change_the_mix(
 ) -> None:
     """It is served as it was saved or not at all; null is nothing."""
     assert save(bot, {"own/a": 1})["request_vectors"] == "forbid"
-    for value in ({"own/b": 1}, {}, []):
+    for value in ({"own/b": 1}, {}, [], {"own/nobody": 1}):
         answer = complete(client, bot, task_vectors=value)
         error = error_of(answer)
         told = (answer.status_code, error["code"], error["param"])

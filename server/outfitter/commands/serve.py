@@ -34,7 +34,6 @@ from outfitter.config import (
     parse_tiers,
 )
 from outfitter.deps import open_store
-from outfitter.protocol import BoundedProtocol
 from taskvectors.store.settings import TIERS, TierSettings
 
 BACKLOG = 2048
@@ -184,7 +183,6 @@ def run(config: GatewayConfig, **hooks: Any) -> int:
     given = {"open_vectors": lambda _: vectors, **hooks}
     options = uvicorn.Config(
         create_app(config, replace(narrator.hooks, **given)),
-        http=BoundedProtocol,
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -80,7 +80,9 @@ async def _loadout(gateway: Gateway, principal: Principal, body: dict[str, objec
     try:
         if LOADOUT in body:
             reference = named(required(body, LOADOUT, str, '"acme/support-bot"'))
-            return (await asyncio.to_thread(gateway.served, reference, principal)).loadout
+            look_up = gateway.vectors_for(principal).loadout
+            saved = await asyncio.to_thread(look_up, reference)
+            return (await gateway.plan(principal, None, saved)).loadout
         loadout = (await gateway.plan(principal, requested_loadout(body))).loadout
         if loadout.is_base:
             raise InvalidLoadout("the loadout adds nothing to the base: no vector has a weight")
