@@ -7,11 +7,13 @@ from typer.core import TyperGroup
 
 from outfitter.client import GatewayError
 from outfitter.commands import (
+    access,
     bench,
     export,
     files,
     imports,
     interference,
+    keys,
     merge,
     oci,
     promotions,
@@ -19,6 +21,7 @@ from outfitter.commands import (
     serve,
     sign,
     store,
+    tenants,
     transfers,
     usage,
     vectors,
@@ -75,6 +78,9 @@ app.command()(usage.usage)
 app.command()(sign.keygen)
 app.command()(sign.sign)
 app.command()(sign.verify)
+app.command()(access.access)
+app.add_typer(tenants.tenant, name="tenant")
+app.add_typer(keys.key_commands, name="key")
 app.add_typer(oci.oci, name="oci")
 app.add_typer(store.store, name="store")
 app.add_typer(saved.loadout, name="loadout")

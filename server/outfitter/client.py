@@ -1,6 +1,7 @@
 """A client of the gateway's own routes, for the command line."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
@@ -11,6 +12,7 @@ import httpx
 from outfitter.errors import shorten
 from outfitter.urls import shown
 
+KEY_VARIABLE = "OUTFITTER_API_KEY"
 MAX_ANSWER = 64 << 20
 """Bytes of an answer that is read."""
 TIMEOUT = httpx.Timeout(60, connect=10, read=900)
@@ -36,7 +38,8 @@ class GatewayRefused(GatewayError):
 class GatewayClient:
     """Speaks to the gateway at `url`, a context manager. Every method raises GatewayError."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
+        """`key`: sent with every request; the environment's when None."""
         self.url = url.rstrip("/")
         self.name = shown(self.url)
         """The same without user and password, to be printed."""
@@ -49,7 +52,11 @@ class GatewayClient:
             raise GatewayError(
                 f"unsupported --url {self.name!r}; use http://host:8000 or https://host"
             )
-        self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False)
+        given = key or os.environ.get(KEY_VARIABLE) or ""
+        if not (given.isascii() and given.isprintable()):
+            raise GatewayError(f"unsupported {KEY_VARIABLE}; use a key such as ofk_…")
+        headers = {"authorization": f"Bearer {given}"} if given else {}
+        self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False, headers=headers)
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,8 @@ from taskvectors.store.settings import DISK, ORIGIN, REDIS, TIERS, TierSettings
 
 LOG_FORMATS = ("text", "json")
 PLACEMENTS = ("auto", "off")
+OPEN, KEYS = "open", "keys"
+AUTHS = (OPEN, KEYS)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ADMISSION_TIMEOUT_S = 30.0
 
@@ -86,6 +88,8 @@ class GatewayConfig:
     """Whether a client may change the resident base for everybody."""
     trust: Path | None = None
     """The file with the signature policy of each namespace."""
+    auth: str | None = None
+    """Whether clients need keys; None: unless only this machine can reach the gateway."""
     quarantine_bytes: int = 2**30
     max_upload_bytes: int = 4 * 2**30
     max_body_bytes: int = 32 * 2**20
@@ -135,6 +139,7 @@ class GatewayConfig:
             _require(value > 0, option, value, "use a positive number")
         self._check_connections()
         check_state(self.database_url, self.tiers)
+        self._check_auth()
         self._check_pins()
         self._check_pull_from()
         self._reject_reserved_flags()
@@ -151,6 +156,15 @@ class GatewayConfig:
         for text in self.forwarded_allow_ips.split(","):
             advice = "use addresses or networks such as 10.0.0.0/8, or * for any"
             _require(_is_network(text.strip()), "--forwarded-allow-ips", text, advice)
+
+    def _check_auth(self) -> None:
+        choices = f"choose {', '.join(AUTHS)}"
+        _require(self.auth is None or self.auth in AUTHS, "--auth", self.auth, choices)
+        advice = (
+            f"others can reach {self.host}: use --auth keys there, or --host 127.0.0.1; how to make"
+            " keys: outfitter key create --help"
+        )
+        _require(self.auth != OPEN or self.is_loopback, "--auth", self.auth, advice)
 
     def _check_pins(self) -> None:
         for pin in self.pins:
@@ -188,6 +202,11 @@ class GatewayConfig:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether a request needs a key; in open mode whoever comes may do everything."""
+        return self.auth == KEYS or (self.auth is None and not self.is_loopback)
 
     @property
     def url(self) -> str:

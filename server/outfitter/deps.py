@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
@@ -15,19 +15,23 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from outfitter.accounts import Accounts, By
 from outfitter.config import GatewayConfig
 from outfitter.control.fair_queue import FairQueue
 from outfitter.control.fields import Known, known_fields, offered_paths
+from outfitter.control.keys import token_of
+from outfitter.control.limits import Limits
 from outfitter.control.outcome import InFlight, Outcome
-from outfitter.control.principal import OPEN, Principal
+from outfitter.control.principal import OPEN, Principal, Scope
 from outfitter.control.resolve import Plan, plan
+from outfitter.control.rights import check_scope, viewer_of
 from outfitter.control.saved import (
     Asked,
     apply,
+    check_allowed,
     check_servable,
     model_not_found,
     saved_reference,
-    visible,
 )
 from outfitter.control.surface import ROUTES
 from outfitter.engine.command import engine_command, engine_environment
@@ -51,6 +55,10 @@ log = logging.getLogger(__name__)
 
 MAX_UPLOADS = 4
 MAX_PLANNERS = 32
+MAX_AUTHENTICATORS = 4
+FLUSH_S = 5.0
+"""How often the trail of loadouts is written down."""
+_READING = ("GET", "HEAD", "OPTIONS")
 
 
 @dataclass
@@ -88,6 +96,10 @@ class Gateway:
     created: int = field(default_factory=lambda: int(time.time()))
     planners: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(MAX_PLANNERS))
     """Of their own: requests go on while other routes wait for a slow database."""
+    authenticators: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(MAX_AUTHENTICATORS, "keys")
+    )
+    """Few, so that whoever guesses keys waits for himself."""
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
     observers: list[Callable[[Outcome], None]] = field(default_factory=list)
     """Told of every relayed request, once, when it has ended."""
@@ -97,9 +109,19 @@ class Gateway:
     tracing: Tracing | None = None
 
     def __post_init__(self) -> None:
-        table = UsageTable(self.vectors.catalog.database)
-        self.usage = UsageLedger(table.add, self.config.name)
-        self.observers += [self.quotas.observe, self.metrics, self.usage]
+        database = self.vectors.catalog.database
+        self.usage = UsageLedger(UsageTable(database).add, self.config.name)
+        self.accounts = Accounts(database, self.vectors.resolver, Limits.parse)
+        if self.config.asks_for_keys:
+            self.quotas.limits_of = self._limits_of
+            self.quotas.namespaces_of = self.accounts.keyring.namespaces_of
+        counting = (self.quotas.observe, self.metrics, self.usage, self.accounts.uses.observe)
+        self.observers += counting
+
+    def _limits_of(self, tenant: str) -> Limits:
+        """What an administrator said of a tenant, over what the file of limits says."""
+        told, said = self.config.limits.of(tenant), self.accounts.keyring.limits_of(tenant)
+        return Limits.parse(said, over=told) if said else told
 
     async def run(self) -> None:
         """Prepare the base and keep the engine alive, until cancelled or given up."""
@@ -168,6 +190,10 @@ class Gateway:
             raise unavailable(self.reason_not_ready or "", "engine_not_ready")
         return self.base
 
+    def vectors_for(self, principal: Principal) -> Vectors:
+        """The store as somebody may see and change it."""
+        return self.vectors.seen_by(viewer_of(principal))
+
     async def asked(self, principal: Principal, model: str) -> Asked:
         """The base or the saved loadout that a request names as its model, as it is now.
 
@@ -178,13 +204,11 @@ class Gateway:
         reference = saved_reference(model)
         if reference is None:
             raise model_not_found(model, self.config.name)
-        find = partial(self.vectors.loadout, reference)
+        find = partial(self.vectors_for(principal).loadout, reference)
         try:
             saved = await asyncio.get_running_loop().run_in_executor(self.planners, find)
         except VectorNotFound as error:
             raise model_not_found(model, self.config.name) from error
-        if not visible(principal, saved):
-            raise model_not_found(model, self.config.name)
         return Asked(model, saved)
 
     async def plan(
@@ -193,7 +217,7 @@ class Gateway:
         requested: RequestedLoadout | None,
         saved: SavedLoadout | None = None,
     ) -> Plan:
-        """Decide how a request is served; reads the store in a thread.
+        """Decide how a request is served, by the rights of whoever asks; reads in a thread.
 
         saved: the model, None for the base. Raises TaskVectorError, ApiError.
         """
@@ -206,15 +230,49 @@ class Gateway:
 
     def _decide(
         self,
-        principal: Principal,  # noqa: ARG002
+        principal: Principal,
         base: Base,
         requested: RequestedLoadout | None,
         saved: SavedLoadout | None,
     ) -> Plan:
         if saved is not None:
-            check_servable(saved, self.vectors.resolve, base.fingerprint)
-        own = plan(requested, self.vectors.resolve, base.fingerprint, base.modules)
+            if requested is not None:
+                check_allowed(saved)
+            self._check_servable(saved, base)
+        resolve = self.vectors_for(principal).resolve
+        own = plan(requested, resolve, base.fingerprint, base.modules)
         return own if saved is None else apply(saved, own)
+
+    def _check_servable(self, saved: SavedLoadout, base: Base) -> None:
+        """Whoever may see a saved loadout may use it as a whole, by the rights of its owner."""
+        owner = self.vectors.seen_by(self.accounts.owner_of(saved.name))
+        check_servable(saved, owner.resolve, base.fingerprint)
+
+    async def note(
+        self, by: By, action: str, subject: str, detail: Mapping[str, object] | None = None
+    ) -> None:
+        """Write down a change; one that is made stays made when that fails."""
+        try:
+            await asyncio.to_thread(self.accounts.note, by, action, subject, detail)
+        except TaskVectorError as error:
+            who = f"{by.principal.tenant} {by.principal.key}"
+            log.error("not in the trail: %s %s by %s: %s", action, subject, who, error)
+
+    async def authenticate(self, authorization: str | None) -> Principal:
+        """Who sends this header. Raises ApiError (401, 403), CatalogUnavailable."""
+        if not self.config.asks_for_keys:
+            return OPEN
+        token, keyring = token_of(authorization), self.accounts.keyring
+        if (known := keyring.remembered(token)) is not None:
+            return known
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.authenticators, keyring.principal, token)
+
+    async def keep_trail(self) -> None:
+        """Write down which key used which loadout, again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            await asyncio.to_thread(self.accounts.flush)
 
 
 @asynccontextmanager
@@ -223,17 +281,22 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
     vectors = await asyncio.to_thread(hooks.open_vectors, config)
     quotas = open_quotas(config, vectors)
     gateway = Gateway(config, hooks, vectors, quotas, tracing=hooks.open_tracing())
-    task, usage = asyncio.create_task(gateway.run()), asyncio.create_task(gateway.usage.run())
+    tasks = [asyncio.create_task(gateway.run()), asyncio.create_task(gateway.keep_trail())]
+    usage = asyncio.create_task(gateway.usage.run())
     try:
         yield gateway
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
         await quotas.close()
         gateway.usage.close()
         await usage
-        gateway.planners.shutdown(wait=False, cancel_futures=True)
+        for executor in (gateway.planners, gateway.authenticators):
+            executor.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(gateway.accounts.flush)
         await asyncio.to_thread(vectors.close)
         if gateway.tracing is not None:
             await asyncio.to_thread(gateway.tracing.close)
@@ -282,9 +345,40 @@ def _gateway(request: Request) -> Gateway:
 GatewayDep = Annotated[Gateway, Depends(_gateway)]
 
 
-def _principal(request: Request) -> Principal:
-    request.state.principal = OPEN  # for the log
-    return OPEN
+async def _principal(request: Request, gateway: GatewayDep) -> Principal:
+    principal = await gateway.authenticate(request.headers.get("authorization"))
+    request.state.principal = principal  # for the log
+    return principal
 
 
 PrincipalDep = Annotated[Principal, Depends(_principal)]
+
+
+async def _vectors(gateway: GatewayDep, principal: PrincipalDep) -> Vectors:
+    return gateway.vectors_for(principal)
+
+
+VectorsDep = Annotated[Vectors, Depends(_vectors)]
+"""The store as whoever asks may see and change it."""
+
+
+async def _by(request: Request, principal: PrincipalDep) -> By:
+    return By(principal, request.state.request_id)
+
+
+ByDep = Annotated[By, Depends(_by)]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """A dependency of a router: the key must have one of the scopes, else ApiError (401, 403).
+
+    read: for requests that change nothing. write: for the others.
+    """
+
+    read: tuple[Scope, ...]
+    write: tuple[Scope, ...]
+
+    async def __call__(self, request: Request, principal: PrincipalDep) -> None:
+        """Raises ApiError (403)."""
+        check_scope(principal, self.read if request.method in _READING else self.write)

@@ -51,6 +51,18 @@ class InvalidLimits(tv.TaskVectorError):
     """A tenant's limits have a key that does not exist, or a value that cannot be."""
 
 
+class NotYours(tv.TaskVectorError):
+    """A name belongs to somebody else; who asks may use it, but not change it."""
+
+
+class TenantNotFound(tv.TaskVectorError):
+    """There is no such tenant, or no such key of it."""
+
+
+class InvalidTenant(tv.TaskVectorError):
+    """A tenant, a key or a right is not what it must be."""
+
+
 INVALID_REQUEST = "invalid_request_error"
 RATE_LIMIT = "rate_limit_error"
 SERVER_ERROR = "server_error"
@@ -109,6 +121,9 @@ TABLE: Mapping[type[tv.TaskVectorError], Kind] = {
     UntrustedVector: Kind(403, INVALID_REQUEST, "untrusted_vector"),
     SourceNotAllowed: Kind(403, INVALID_REQUEST, "source_not_allowed"),
     SourceFailed: Kind(502, SERVER_ERROR, "source_failed"),
+    NotYours: Kind(403, INVALID_REQUEST, "not_your_namespace"),
+    TenantNotFound: Kind(404, INVALID_REQUEST, "tenant_not_found"),
+    InvalidTenant: Kind(400, INVALID_REQUEST, "invalid_tenant"),
     UploadNotFound: Kind(404, INVALID_REQUEST, "upload_not_found"),
     UploadMismatch: Kind(409, INVALID_REQUEST, "upload_mismatch"),
     UploadLocked: Kind(423, INVALID_REQUEST, "upload_locked"),

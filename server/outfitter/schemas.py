@@ -9,6 +9,7 @@ from starlette.datastructures import QueryParams
 
 from outfitter.errors import ApiError
 from outfitter.state.records import Deletion, Details, SavedLoadout, Version
+from outfitter.state.tenancy import Key, Tenant
 from outfitter.vectors import Draft
 from taskvectors.values import kind_of
 
@@ -79,6 +80,33 @@ def describe_loadout(saved: SavedLoadout) -> dict[str, object]:
         "base_fingerprint": saved.terms.base_fingerprint,
         "publisher": saved.publisher,
         "created_at": saved.created,
+    }
+
+
+def describe_tenant(tenant: Tenant) -> dict[str, object]:
+    """A tenant, as admins see it."""
+    return {
+        "id": tenant.name,
+        "object": "tenant",
+        "namespaces": list(tenant.namespaces),
+        "disabled": tenant.is_disabled,
+        "limits": dict(tenant.limits),
+        "created_at": tenant.created,
+    }
+
+
+def describe_key(key: Key) -> dict[str, object]:
+    """A key without what only its holder has."""
+    return {
+        "id": key.id,
+        "object": "key",
+        "tenant": key.tenant,
+        "name": key.name,
+        "scopes": [str(scope) for scope in key.scopes],
+        "created_at": key.created,
+        "expires_at": key.expires,
+        "revoked_at": key.revoked,
+        "last_used_at": key.last_used,
     }
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI
 
+from outfitter.accounts import Accounts, By
 from outfitter.app import create_app
 from outfitter.commands.listener import listen, server_config
 from outfitter.config import GatewayConfig
@@ -50,6 +51,11 @@ class Running:
     @property
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=30)
+
+    def holding(self, key: str) -> httpx.Client:
+        """A client that sends a key."""
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.url, timeout=30, headers=headers)
 
     def wait_ready(self) -> "Running":
         wait_for(lambda: httpx.get(f"{self.url}/health/ready").status_code == 200)
@@ -146,6 +152,24 @@ def publish(config: GatewayConfig, file: Path, name: str) -> str:
         path = vectors.store.new_upload()
         shutil.copyfile(file, path)
         return vectors.publish(path, file_digest(path), Draft(name), None).digest
+
+
+def new_keys(config: GatewayConfig, **scopes: str) -> dict[str, str]:
+    """A key for each tenant, made past the gateway. scopes: of each, with spaces between.
+
+    `acme__ops="operate"` is another key of acme.
+    """
+    with opened(config) as vectors:
+        accounts = Accounts(vectors.catalog.database, vectors.resolver)
+        known: set[str] = set()
+        made = {}
+        for name, wanted in scopes.items():
+            tenant = name.partition("__")[0]
+            if tenant not in known:
+                accounts.create_tenant(By(), tenant)
+                known.add(tenant)
+            made[name] = accounts.create_key(By(), tenant, name, wanted.split())[1]
+        return made
 
 
 def free_port() -> int:

@@ -84,6 +84,30 @@ def test_the_address_is_known(host: str, is_loopback: bool, url: str) -> None:
     assert config(host=host).url == url
 
 
+@pytest.mark.parametrize(
+    ("host", "auth", "asks"),
+    [
+        ("127.0.0.1", None, False),
+        ("::1", "open", False),
+        ("localhost", "keys", True),
+        ("0.0.0.0", None, True),
+        ("gpu.example", "keys", True),
+    ],
+)
+def test_keys_are_asked_for_where_others_come(host: str, auth: str | None, asks: bool) -> None:
+    """On a loopback address only when that is said."""
+    assert config(host=host, auth=auth).asks_for_keys is asks
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "gpu.example", "10.0.0.1"])
+def test_an_open_gateway_listens_on_loopback_only(host: str) -> None:
+    """And the refusal says what to do."""
+    with pytest.raises(InvalidConfig, match=r"--auth 'open'; others can reach .* --auth keys"):
+        config(host=host, auth="open")
+    with pytest.raises(InvalidConfig, match="unsupported --auth 'none'; choose open, keys"):
+        config(host=host, auth="none")
+
+
 def test_the_name_is_the_folders_last_part(tmp_path: Path) -> None:
     """A given name wins; a repo id is its own name."""
     assert model_name(str(tmp_path), None) == tmp_path.name

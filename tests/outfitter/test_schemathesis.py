@@ -57,6 +57,8 @@ def check(case: schemathesis.Case, url: str) -> None:
     answer = case.call(base_url=url, timeout=30)
     status = answer.status_code
     assert status < 500 or status in UNAVAILABLE, (status, answer.text)
+    if status == 400 and answer.text == "Invalid HTTP request received.":
+        return  # said by the HTTP server: there never was a request
     if status >= 400 and case.method != "HEAD":
         error = json.loads(answer.content)["error"]
         assert error["message"]
@@ -96,5 +98,5 @@ def test_every_route_that_reads_json_says_which() -> None:
         for method, operation in methods.items()
         if method in ("post", "put", "patch") and "requestBody" not in operation
     }
-    assert bare == set()
+    assert bare == {"PUT /v1/tenants/{tenant}/namespaces/{namespace}"}  # which reads none
     assert len(OPERATIONS) > 30

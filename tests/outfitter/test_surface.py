@@ -157,7 +157,7 @@ def test_responses_have_no_memory(client: httpx.Client, fields: dict[str, object
     assert "whole conversation" in error_of(answer)["message"]
 
 
-@pytest.mark.parametrize("given", ["r1", "a" * 128, "3f.b_c:d/e+f=-"])
+@pytest.mark.parametrize("given", ["r1", "a" * 128, ".3f.b_c:d-"])
 def test_a_request_keeps_its_id(client: httpx.Client, given: str) -> None:
     """To the engine and back, in answers and errors."""
     body = {"model": "base-model", "prompt": "echo"}
@@ -169,7 +169,7 @@ def test_a_request_keeps_its_id(client: httpx.Client, given: str) -> None:
         assert answer.headers.get_list("x-request-id") == [given]
 
 
-@pytest.mark.parametrize("given", [None, "", "a" * 129, "a b", "é".encode(), ".x", "a;b", "a,b"])
+@pytest.mark.parametrize("given", [None, "", "a" * 129, "a b", "é".encode(), "a/b", "a;b", "a,b"])
 def test_a_request_without_a_sane_id_is_given_one(
     client: httpx.Client, given: str | bytes | None
 ) -> None:

@@ -8,6 +8,7 @@ import uvicorn
 from rich.markup import escape
 from rich.text import Text
 
+from outfitter.client import KEY_VARIABLE
 from outfitter.commands.console import count_progress, err
 from outfitter.config import GatewayConfig
 from outfitter.deps import Hooks
@@ -100,7 +101,8 @@ def example(config: GatewayConfig, name: str | None) -> str:
     fields = {"model": config.name, "max_tokens": 40, "messages": [question]}
     body = json.dumps({**fields, "task_vectors": {name: 1.0}} if name else fields)
     url = f"{config.url}/v1/chat/completions"
-    return f"curl {url} -H 'content-type: application/json' -d {shlex.quote(body)}"
+    key = f' -H "authorization: Bearer ${KEY_VARIABLE}"' if config.asks_for_keys else ""
+    return f"curl {url}{key} -H 'content-type: application/json' -d {shlex.quote(body)}"
 
 
 def state_line(config: GatewayConfig) -> str:

@@ -116,6 +116,13 @@ def serve(
         bool,
         typer.Option("--allow-promotions", help="Clients may promote: change the resident base."),
     ] = False,
+    auth: Annotated[
+        str | None,
+        typer.Option(
+            help="keys: every request needs one; open: none does, on a loopback address only.",
+            show_default="open on a loopback address, else keys",
+        ),
+    ] = None,
     trust: Annotated[
         Path | None,
         typer.Option(
@@ -183,6 +190,7 @@ def serve(
         pins=tuple(pin or ()),
         pull_from=tuple(allow_pull or ()),
         allow_promotions=allow_promotions,
+        auth=auth,
         trust=trust,
         quarantine_bytes=parse_size(quarantine_bytes),
         max_upload_bytes=parse_size(max_upload_bytes),
@@ -213,9 +221,13 @@ def run(config: GatewayConfig, **hooks: Any) -> int:
     """
     _exit_on_signals()
     logs.configure(config.log_format, access_log=config.access_log)
-    if not config.is_loopback:
-        warning = "there is no authentication: whoever reaches this port can use and change it"
-        err.print(f"[bold red]WARNING[/] listening on {escape(config.host)}; {warning}")
+    if not config.asks_for_keys:
+        warning = "whoever reaches this port can use, change and delete everything"
+        err.print(
+            f"[bold red]OPEN[/] no keys are asked for on {escape(config.host)}: {warning};"
+            " --auth keys asks for them",
+            soft_wrap=True,
+        )
     tracing = open_tracing(os.environ)
     listener = listen(config)
     vectors = open_store(config)

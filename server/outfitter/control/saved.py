@@ -1,9 +1,8 @@
-"""Saved loadouts as models: what a request makes of one, and who may see it. Pure."""
+"""Saved loadouts as models: what a request makes of one, and when it can be served. Pure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from outfitter.control.principal import Principal
 from outfitter.control.resolve import Plan, ResolvedVector
 from outfitter.errors import ApiError
 from outfitter.state.records import ADD, FORBID, REPLACE, SavedLoadout
@@ -26,11 +25,6 @@ class Asked:
     def saved_model(self) -> str | None:
         """`acme/support-bot@3`; None for the base."""
         return None if self.saved is None else self.saved.id
-
-
-def visible(principal: Principal, saved: SavedLoadout) -> bool:  # noqa: ARG001
-    """Whether this key may see and use a saved loadout. Everybody may, so far."""
-    return True
 
 
 def saved_reference(name: str) -> Reference | None:
@@ -62,22 +56,25 @@ def check_servable(
         )
 
 
-def apply(saved: SavedLoadout, requested: Plan) -> Plan:
-    """What is served when `saved` is the model and the request has `task_vectors` or not.
-
-    requested: the plan of the request's own vectors, with `task_vectors` None where it has none.
-    Raises ApiError (400) where the terms of the saved loadout forbid it, InvalidLoadout.
-    """
-    if requested.task_vectors is None:
-        return Plan(saved.loadout, _described(saved, saved.loadout, _vectors_of(saved)))
-    rule = saved.terms.request_vectors
-    if rule == FORBID:
+def check_allowed(saved: SavedLoadout) -> None:
+    """Raise ApiError (400) where a request may not bring `task_vectors` of its own."""
+    if saved.terms.request_vectors == FORBID:
         message = (
             f"the model {saved.id!r} takes no task_vectors: it is served as it was saved; leave"
             " them out, or save it with request_vectors 'replace' or 'add'"
         )
         raise ApiError(400, message, "task_vectors_forbidden", "task_vectors")
-    if rule == REPLACE:
+
+
+def apply(saved: SavedLoadout, requested: Plan) -> Plan:
+    """What is served when `saved` is the model and the request has `task_vectors` or not.
+
+    requested: the plan of the request's own vectors, with `task_vectors` None where it has none.
+    Raises InvalidLoadout where they cannot be added.
+    """
+    if requested.task_vectors is None:
+        return Plan(saved.loadout, _described(saved, saved.loadout, _vectors_of(saved)))
+    if saved.terms.request_vectors == REPLACE:
         own = {**requested.task_vectors, "saved": _saved(saved), "request_vectors": REPLACE}
         return Plan(requested.loadout, own)
     both = _sum(saved, requested.loadout, str(requested.task_vectors["method"]))

@@ -6,6 +6,7 @@ The engine's own document says more of what it is relayed; here is what the gate
 from typing import Any
 
 from outfitter.control.fields import TASK_VECTORS
+from outfitter.control.rights import Visibility
 from outfitter.control.surface import Route
 from outfitter.state.records import REQUEST_VECTORS
 
@@ -56,6 +57,8 @@ DRAFT: Schema = {
     **DETAILS,
     "signature": {"type": ["string", "object", "null"]},
 }
+SECONDS: Schema = {"type": ["number", "null"], "minimum": 0}
+ACCESS: Schema = {"visibility": {"enum": list(Visibility)}, "shared_with": TEXTS}
 _TEXT: Schema = {"type": ["string", "array", "object"]}
 _INPUTS = ("messages", "prompt", "input", "query", "documents", "text_1", "text_2", "tokens")
 

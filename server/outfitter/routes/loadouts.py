@@ -8,16 +8,15 @@ from fastapi import APIRouter, Request
 from outfitter.control.fields import TASK_VECTORS
 from outfitter.control.principal import Principal
 from outfitter.control.resolve import Plan, parse_body, requested_loadout
-from outfitter.control.saved import visible
-from outfitter.deps import Gateway, GatewayDep, PrincipalDep
+from outfitter.deps import ByDep, Gateway, GatewayDep, VectorsDep
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes.body import read_body
 from outfitter.routes.documented import SAVED, json_body
 from outfitter.routes.task_vectors import limit_of
 from outfitter.schemas import check_known, describe_loadout, only, optional, required
-from outfitter.state.records import ADD, FORBID, REQUEST_VECTORS, SavedLoadout, Terms
+from outfitter.state.records import ADD, FORBID, REQUEST_VECTORS, Terms
 from outfitter.vectors import plain_name
-from taskvectors.errors import InvalidLoadout, InvalidReference, TaskVectorError, VectorNotFound
+from taskvectors.errors import InvalidLoadout, InvalidReference, TaskVectorError
 from taskvectors.spec import Reference
 
 router = APIRouter(prefix="/v1/loadouts")
@@ -27,60 +26,57 @@ _RULE = "request_vectors"
 
 
 @router.post("", status_code=201, openapi_extra=json_body(SAVED, "name", TASK_VECTORS))
-async def save(request: Request, gateway: GatewayDep, principal: PrincipalDep) -> dict[str, object]:
+async def save(
+    request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
+) -> dict[str, object]:
     """Save what a request's `task_vectors` says now under a name, as its next version.
 
     From then on it is what the name means as a model.
     """
     body = parse_body(await read_body(request, MAX_BODY_BYTES))
     check_known(body, tuple(SAVED))
-    name = plain_name(required(body, "name", str, '"acme/support-bot"'))
+    name = vectors.check_name(required(body, "name", str, '"acme/support-bot"'))
     _check_free(gateway, name)
     rule, description = _rule(body), optional(body, "description")
-    plan = await _resolved(gateway, principal, body)
+    plan = await _resolved(gateway, by.principal, body)
     if rule == ADD and not plan.loadout.is_linear:
         message = f"request_vectors 'add' needs the method 'linear', not {plan.loadout.method!r}"
         raise ApiError(400, message, "invalid_parameter", _RULE)
     terms = Terms(rule, description, gateway.ready_base().fingerprint, plan.task_vectors)
     asked = body[TASK_VECTORS]
     kept = asked if isinstance(asked, Mapping) else {"vectors": asked}
-    save_ = gateway.vectors.save_loadout
-    saved = await asyncio.to_thread(save_, name, plan.loadout, kept, None, terms)
+    save_, publisher = vectors.save_loadout, by.publisher
+    saved = await asyncio.to_thread(save_, name, plan.loadout, kept, publisher, terms)
+    await gateway.note(by, "loadout.save", saved.id)
     gateway.prefetch(plan.loadout.digests)
     return describe_loadout(saved)
 
 
 @router.get("")
-async def find(request: Request, gateway: GatewayDep, principal: PrincipalDep) -> dict[str, object]:
+async def find(request: Request, vectors: VectorsDep) -> dict[str, object]:
     """A page of the saved loadouts, or with `name=` all versions of one, newest first."""
     params = request.query_params
     check_known(params.keys(), ("limit", "after", "name"), "query parameter")
     limit, after = limit_of(only(params, "limit") or "100"), only(params, "after")
-    catalog = gateway.vectors.catalog
     if (name := only(params, "name")) is not None:
-        page, after = await asyncio.to_thread(catalog.loadout_versions, plain_name(name)), None
+        page, after = await asyncio.to_thread(vectors.loadout_versions, plain_name(name)), None
     else:
-        page, after = await asyncio.to_thread(catalog.loadouts, limit, after)
-    seen = [saved for saved in page if visible(principal, saved)]
-    if name is not None and not seen:
-        raise VectorNotFound(f"no saved loadout '{name}'")
-    data = [{**describe_loadout(saved), "latest": saved.is_latest} for saved in seen]
+        page, after = await asyncio.to_thread(vectors.loadouts, limit, after)
+    data = [{**describe_loadout(saved), "latest": saved.is_latest} for saved in page]
     return {"object": "list", "data": data, "has_more": after is not None, "after": after}
 
 
 @router.get("/{reference:path}")
-async def get_one(
-    reference: str, gateway: GatewayDep, principal: PrincipalDep
-) -> dict[str, object]:
+async def get_one(reference: str, vectors: VectorsDep) -> dict[str, object]:
     """A saved loadout: the latest version of a name, or the one that is pinned."""
-    return describe_loadout(await visible_saved(gateway, principal, named(reference)))
+    return describe_loadout(await asyncio.to_thread(vectors.loadout, named(reference)))
 
 
 @router.patch(
     "/{name:path}", openapi_extra=json_body({"latest": {"type": "integer", "minimum": 1}}, "latest")
 )
 async def move(
-    name: str, request: Request, gateway: GatewayDep, principal: PrincipalDep
+    name: str, request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
 ) -> dict[str, object]:
     """Let the bare name mean another version, such as the one before; all at once, for everybody.
 
@@ -92,30 +88,21 @@ async def move(
     if not 0 < number < 10**9:
         message = f"latest must be the number of a version, such as 2, not {number}"
         raise ApiError(400, message, "invalid_parameter", "latest")
-    await visible_saved(gateway, principal, Reference.parse(f"{plain_name(name)}@{number}"))
-    moved = await asyncio.to_thread(gateway.vectors.move_loadout, name, number)
+    moved = await asyncio.to_thread(vectors.move_loadout, plain_name(name), number)
+    await gateway.note(by, "loadout.move", moved.id)
     gateway.prefetch(moved.loadout.digests)
     return describe_loadout(moved)
 
 
 @router.delete("/{reference:path}")
-async def delete(reference: str, gateway: GatewayDep, principal: PrincipalDep) -> dict[str, object]:
+async def delete(
+    reference: str, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
+) -> dict[str, object]:
     """Forget a name, or one version of it."""
     parsed = named(reference)
-    await visible_saved(gateway, principal, parsed)
-    await asyncio.to_thread(gateway.vectors.delete_loadout, str(parsed.path), parsed.version)
+    await asyncio.to_thread(vectors.delete_loadout, str(parsed.path), parsed.version)
+    await gateway.note(by, "loadout.delete", reference)
     return {"id": reference, "object": "loadout", "deleted": True}
-
-
-async def visible_saved(
-    gateway: Gateway, principal: Principal, reference: Reference
-) -> SavedLoadout:
-    """The saved loadout; raises VectorNotFound, the same for what the key may not see."""
-    look_up = gateway.vectors.catalog.loadout
-    saved = await asyncio.to_thread(look_up, str(reference.path), reference.version)
-    if not visible(principal, saved):
-        raise VectorNotFound(f"no saved loadout '{reference}'")
-    return saved
 
 
 def named(text: str) -> Reference:

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.responses import Response
 
 from outfitter.control.resolve import parse_body
-from outfitter.deps import Gateway, GatewayDep
+from outfitter.deps import ByDep, Gateway, GatewayDep
 from outfitter.engine.metrics import kept_metrics
 from outfitter.errors import ApiError, CatalogUnavailable
 from outfitter.observers.metrics import RequestMetrics
@@ -43,7 +43,7 @@ async def stats(gateway: GatewayDep) -> dict[str, Any]:
 
 
 @router.post("/v1/store/gc", openapi_extra=json_body(_COLLECT))
-async def collect(request: Request, gateway: GatewayDep) -> dict[str, Any]:
+async def collect(request: Request, gateway: GatewayDep, by: ByDep) -> dict[str, Any]:
     """Drop the files that nothing needs. Body: `{"grace_s": 3600, "dry_run": false}`, or none."""
     raw = await read_body(request, MAX_BODY_BYTES)
     body = parse_body(raw) if raw else {}
@@ -55,6 +55,9 @@ async def collect(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     if not isinstance(dry_run, bool):
         raise ApiError(400, "dry_run must be true or false", "invalid_parameter", "dry_run")
     found = await asyncio.to_thread(gateway.vectors.collect, float(grace_s), dry_run)
+    if not dry_run:
+        detail = {"grace_s": grace_s, "files": len(found.digests), "nbytes": found.nbytes}
+        await gateway.note(by, "store.gc", "store", detail)
     return {"object": "store.collection", "dry_run": dry_run, **asdict(found)}
 
 

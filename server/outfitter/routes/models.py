@@ -4,10 +4,10 @@ import asyncio
 
 from fastapi import APIRouter
 
-from outfitter.control.principal import Principal
-from outfitter.control.saved import OWNER, describe_model, visible
-from outfitter.deps import Gateway, GatewayDep, PrincipalDep
+from outfitter.control.saved import OWNER, describe_model
+from outfitter.deps import Gateway, GatewayDep, PrincipalDep, VectorsDep
 from outfitter.state.records import SavedLoadout
+from outfitter.vectors import Vectors
 
 router = APIRouter(prefix="/v1/models")
 
@@ -17,9 +17,9 @@ _PAGE = 1000
 
 
 @router.get("")
-async def list_models(gateway: GatewayDep, principal: PrincipalDep) -> dict[str, object]:
+async def list_models(gateway: GatewayDep, vectors: VectorsDep) -> dict[str, object]:
     """The models that requests may name. `has_more`: there are more than are listed."""
-    saved, has_more = await asyncio.to_thread(_saved, gateway, principal)
+    saved, has_more = await asyncio.to_thread(_saved, gateway, vectors)
     base = gateway.config.name
     data = [_base(gateway), *(describe_model(one, one.name, base) for one in saved)]
     return {"object": "list", "data": data, "has_more": has_more}
@@ -39,13 +39,13 @@ def _base(gateway: Gateway) -> dict[str, object]:
     return {"id": gateway.config.name, **fields, "root": gateway.config.name, "parent": None}
 
 
-def _saved(gateway: Gateway, principal: Principal) -> tuple[list[SavedLoadout], bool]:
+def _saved(gateway: Gateway, vectors: Vectors) -> tuple[list[SavedLoadout], bool]:
     """The visible ones of this base, by name, and whether more may be there."""
     found: list[SavedLoadout] = []
     after: str | None = None
     while True:
-        page, after = gateway.vectors.catalog.loadouts(_PAGE, after)
-        found += [one for one in page if _is_ours(gateway, one) and visible(principal, one)]
+        page, after = vectors.loadouts(_PAGE, after)
+        found += [one for one in page if _is_ours(gateway, one)]
         if after is None or len(found) >= MAX_MODELS:
             return found[:MAX_MODELS], after is not None or len(found) > MAX_MODELS
 

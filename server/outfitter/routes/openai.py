@@ -9,6 +9,7 @@ from starlette.responses import Response
 from outfitter.control.fields import TASK_VECTORS, check_fields
 from outfitter.control.principal import Principal
 from outfitter.control.resolve import Plan, model_of, parse_body, requested_loadout
+from outfitter.control.salting import salted
 from outfitter.control.saved import Asked
 from outfitter.control.surface import NOT_OFFERED, ROUTES, Route
 from outfitter.deps import Gateway, GatewayDep, PrincipalDep
@@ -73,7 +74,9 @@ async def _relay(route: Route, request: Request, gateway: Gateway, observed: Obs
     if route.is_tokens and TASK_VECTORS in body:
         message = "task_vectors change no tokens: leave them out"
         raise ApiError(400, message, "unsupported_parameter", TASK_VECTORS)
-    check_fields(body, gateway.known_fields.get(route.target))
+    known = gateway.known_fields.get(route.target)
+    check_fields(body, known)
+    body = salted(body, principal, None if known is None else known.top)
     plan = await _plan(gateway, principal, body, asked)
     is_plain = route.is_tokens or plan.loadout.is_base
     fields, hides_usage = with_usage(body) if route.target in _USAGE_PATHS else (body, False)

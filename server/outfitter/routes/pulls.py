@@ -7,14 +7,14 @@ from functools import partial
 from fastapi import APIRouter, Request
 
 from outfitter.control.resolve import parse_body
-from outfitter.deps import Gateway, GatewayDep, PrincipalDep
+from outfitter.deps import ByDep, Gateway, GatewayDep, VectorsDep
 from outfitter.routes.body import read_body
 from outfitter.routes.documented import DRAFT, json_body
 from outfitter.schemas import describe, draft_of, required
 from outfitter.state.records import Version
 from outfitter.transfer.fetched import Fetched, no_progress
 from outfitter.transfer.sources import fetch
-from outfitter.vectors import Base, Draft, plain_name
+from outfitter.vectors import Base, Draft, Vectors
 from taskvectors.format import file_digest
 
 router = APIRouter(prefix="/v1/task_vectors")
@@ -27,30 +27,34 @@ MAX_JSON_BYTES = 4 * 2**20
     status_code=201,
     openapi_extra=json_body({"source": {"type": "string"}, **DRAFT}, "source", "name"),
 )
-async def pull(request: Request, gateway: GatewayDep, principal: PrincipalDep) -> dict[str, object]:
+async def pull(
+    request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
+) -> dict[str, object]:
     """Fetch a file from a source and publish it; answers when that is done."""
     body = parse_body(await read_body(request, MAX_JSON_BYTES))
     source = required(body, "source", str, '"s3://bucket/legal.safetensors"')
-    draft = draft_of(body, "source")
-    plain_name(draft.name)
+    draft = by.signing(draft_of(body, "source"))
+    vectors.check_name(draft.name)
     base = gateway.ready_base()
-    require_room = partial(gateway.quotas.require_room, principal)
+    require_room = partial(gateway.quotas.require_room, by.principal)
     await asyncio.to_thread(require_room, 0)
     async with gateway.uploads:
         version, fetched = await asyncio.to_thread(
-            _pull, gateway, source, draft, base, require_room
+            _pull, gateway, vectors, source, draft, base, require_room
         )
+    await gateway.note(by, "task_vector.publish", f"{version.name}@{version.version}")
     return {**describe(version), "source": fetched.source, "revision": fetched.revision}
 
 
 def _pull(
     gateway: Gateway,
+    vectors: Vectors,
     source: str,
     draft: Draft,
     base: Base,
     require_room: Callable[[int, str], None],
 ) -> tuple[Version, Fetched]:
-    config, vectors = gateway.config, gateway.vectors
+    config = gateway.config
     path = vectors.store.new_upload()
     try:
         fetched = fetch(

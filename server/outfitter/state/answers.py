@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from outfitter.control.rights import Viewer
 from taskvectors.errors import VectorNotFound
 from taskvectors.spec import Reference
 
@@ -15,6 +16,8 @@ MAX_BYTES = 64 << 20
 """For the texts of remembered answers, such as cards."""
 
 T = TypeVar("T")
+Question = tuple[Reference, Viewer | None]
+"""What is asked, and who asks: what one may see, another may not."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +43,26 @@ class Answers(Generic[T]):
     may be called from many threads.
     """
 
-    def __init__(self, ask: Callable[[Reference], T], weigh: Callable[[T], int]) -> None:
+    def __init__(self, ask: Callable[[Question], T], weigh: Callable[[T], int]) -> None:
         self._question = ask
         self._weigh = weigh
         self._lock = threading.Lock()
-        self._answers: OrderedDict[Reference, Answer[T]] = OrderedDict()
+        self._answers: OrderedDict[Question, Answer[T]] = OrderedDict()
         self._nbytes = 0
-        self._asking: dict[tuple[Reference, int], Future[Answer[T]]] = {}
+        self._asking: dict[tuple[Question, int], Future[Answer[T]]] = {}
 
-    def find(self, reference: Reference, generation: int) -> Answer[T] | None:
+    def find(self, question: Question, generation: int) -> Answer[T] | None:
         """What is remembered of exactly this generation."""
         with self._lock:
-            answer = self._answers.get(reference)
+            answer = self._answers.get(question)
             if answer is None or answer.generation != generation:
                 return None
-            self._answers.move_to_end(reference)
+            self._answers.move_to_end(question)
             return answer
 
-    def ask(self, reference: Reference, generation: int) -> Answer[T]:
+    def ask(self, question: Question, generation: int) -> Answer[T]:
         """Ask the catalog; callers who know the same generation share one question."""
-        key = (reference, generation)
+        key = (question, generation)
         with self._lock:
             future = self._asking.get(key)
             is_mine = future is None
@@ -67,7 +70,7 @@ class Answers(Generic[T]):
                 future = self._asking[key] = Future()
         if is_mine:
             try:
-                future.set_result(self._ask(reference, generation))
+                future.set_result(self._ask(question, generation))
             except BaseException as error:  # noqa: BLE001
                 future.set_exception(error)
             finally:
@@ -75,22 +78,22 @@ class Answers(Generic[T]):
                     del self._asking[key]
         return future.result()
 
-    def _ask(self, reference: Reference, generation: int) -> Answer[T]:
+    def _ask(self, question: Question, generation: int) -> Answer[T]:
         try:
-            value = self._question(reference)
+            value = self._question(question)
             answer = Answer(generation, self._weigh(value), value)
         except VectorNotFound as error:
             answer = Answer[T](generation, len(str(error)), None, str(error))
-        self._keep(reference, answer)
+        self._keep(question, answer)
         return answer
 
-    def _keep(self, reference: Reference, answer: Answer[T]) -> None:
+    def _keep(self, question: Question, answer: Answer[T]) -> None:
         """Remember an answer, instead of the one that is there."""
         with self._lock:
-            old = self._answers.get(reference)
+            old = self._answers.get(question)
             self._nbytes += answer.nbytes - (old.nbytes if old is not None else 0)
-            self._answers[reference] = answer
-            self._answers.move_to_end(reference)
+            self._answers[question] = answer
+            self._answers.move_to_end(question)
             while len(self._answers) > MAX_ANSWERS or self._nbytes > MAX_BYTES:
                 _, gone = self._answers.popitem(last=False)
                 self._nbytes -= gone.nbytes

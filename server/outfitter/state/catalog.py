@@ -7,6 +7,7 @@ from pathlib import Path
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from outfitter.control.rights import Viewer
 from outfitter.control.storage import Stored
 from outfitter.state import collector, files, loadouts, publishing, queries, stored
 from outfitter.state.bounds import check_details, check_publication
@@ -76,22 +77,23 @@ class Catalog:
         with self._database.writing() as session:
             return _reload(session, publishing.publish(session, reference, publication))
 
-    def version(self, reference: Reference) -> Version:
+    def version(self, reference: Reference, viewer: Viewer | None = None) -> Version:
         """What a reference names; a bare digest names the first version that has it.
 
-        Raises VectorNotFound, which suggests names of the same namespace.
+        viewer: for whom; None sees all. Raises VectorNotFound, which suggests names of the same
+        namespace.
         """
         with self._database.reading() as session:
-            return record(find_row(session, reference))
+            return record(find_row(session, reference, viewer))
 
-    def find(self, query: Query) -> Page:
+    def find(self, query: Query, viewer: Viewer | None = None) -> Page:
         """A page of versions, without their cards and signatures.
 
         Raises InvalidDetails for a query that cannot be, also for a cursor of another one.
         """
         queries.check_query(query)
         with self._database.reading() as session:
-            return queries.find(session, query)
+            return queries.find(session, query, viewer)
 
     def update(
         self, reference: Reference, details: Details | Callable[[Details], Details]
@@ -191,17 +193,19 @@ class Catalog:
         with self._database.writing() as session:
             return loadouts.save(session, reference, entry)
 
-    def loadout(self, name: str, version: int | None = None) -> SavedLoadout:
+    def loadout(
+        self, name: str, version: int | None = None, viewer: Viewer | None = None
+    ) -> SavedLoadout:
         """A saved loadout, the latest unless a version is named. Raises VectorNotFound."""
         reference = parse_name(name)
         with self._database.reading() as session:
-            return loadouts.record(loadouts.find(session, reference, version))
+            return loadouts.record(loadouts.find(session, reference, version, viewer))
 
-    def loadout_versions(self, name: str) -> tuple[SavedLoadout, ...]:
+    def loadout_versions(self, name: str, viewer: Viewer | None = None) -> tuple[SavedLoadout, ...]:
         """The versions of a saved loadout, newest first. Raises VectorNotFound."""
         reference = parse_name(name)
         with self._database.reading() as session:
-            return loadouts.versions(session, reference)
+            return loadouts.versions(session, reference, viewer)
 
     def move_loadout(self, name: str, version: int) -> SavedLoadout:
         """Let a bare name mean this version, until the next is saved. Raises VectorNotFound."""
@@ -210,11 +214,11 @@ class Catalog:
             return loadouts.move(session, reference, version)
 
     def loadouts(
-        self, limit: int = 100, after: str | None = None
+        self, limit: int = 100, after: str | None = None, viewer: Viewer | None = None
     ) -> tuple[tuple[SavedLoadout, ...], str | None]:
         """The latest loadout of each name, by name, and the cursor of the next page."""
         with self._database.reading() as session:
-            return loadouts.page(session, limit, after)
+            return loadouts.page(session, limit, after, viewer)
 
     def delete_loadout(self, name: str, version: int | None = None) -> None:
         """Delete one saved version or all, and tombstones that nothing else needs.

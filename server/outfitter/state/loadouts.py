@@ -5,13 +5,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Select, delete, select, update
+from sqlalchemy import ColumnElement, Select, delete, select, update
 from sqlalchemy.orm import Session, selectinload
 
+from outfitter.control.rights import Kind, Viewer
 from outfitter.errors import CatalogConflict, InvalidDetails
 from outfitter.state.bounds import MAX_DESCRIPTION, MAX_PUBLISHER, MAX_REQUEST, check_text
 from outfitter.state.cursors import from_cursor, to_cursor
 from outfitter.state.files import lock_file
+from outfitter.state.grants import forget, visible
 from outfitter.state.models import LoadoutNameRow, LoadoutRow, LoadoutVectorRow
 from outfitter.state.publishing import drop_tombstones
 from outfitter.state.records import REQUEST_VECTORS, SavedLoadout, Terms
@@ -73,10 +75,12 @@ def save(session: Session, reference: Reference, entry: Entry) -> SavedLoadout:
     return record(find(session, reference, None))
 
 
-def find(session: Session, reference: Reference, number: int | None) -> LoadoutRow:
-    """The version, the latest for None. Raises VectorNotFound."""
+def find(
+    session: Session, reference: Reference, number: int | None, viewer: Viewer | None = None
+) -> LoadoutRow:
+    """The version, the latest for None, for whoever looks. Raises VectorNotFound."""
     which = LoadoutRow.is_latest if number is None else LoadoutRow.number == number
-    row = session.scalars(_rows(reference).where(which)).first()
+    row = session.scalars(_rows(reference).where(which, _seen_by(viewer))).first()
     if row is None:
         version = "" if number is None else f"@{number}"
         raise VectorNotFound(f"no saved loadout '{reference}{version}'")
@@ -84,12 +88,13 @@ def find(session: Session, reference: Reference, number: int | None) -> LoadoutR
 
 
 def page(
-    session: Session, limit: int, after: str | None
+    session: Session, limit: int, after: str | None, viewer: Viewer | None = None
 ) -> tuple[tuple[SavedLoadout, ...], str | None]:
     """The latest of each name, by name. Raises InvalidDetails for a wrong limit or cursor."""
     if not 1 <= limit <= MAX_LIMIT:
         raise InvalidDetails(f"invalid limit {limit}; use 1 to {MAX_LIMIT}")
-    query = select(LoadoutRow).where(LoadoutRow.is_latest).order_by(LoadoutRow.key)
+    query = select(LoadoutRow).where(LoadoutRow.is_latest, _seen_by(viewer))
+    query = query.order_by(LoadoutRow.key)
     if after is not None:
         query = query.where(LoadoutRow.key > from_cursor(_QUESTION, after, [str])[0])
     rows = session.scalars(query.limit(limit + 1).options(selectinload(LoadoutRow.name))).all()
@@ -97,10 +102,12 @@ def page(
     return tuple(record(row) for row in rows[:limit]), end
 
 
-def versions(session: Session, reference: Reference) -> tuple[SavedLoadout, ...]:
+def versions(
+    session: Session, reference: Reference, viewer: Viewer | None = None
+) -> tuple[SavedLoadout, ...]:
     """The newest MAX_LIMIT versions of a name, newest first. Raises VectorNotFound."""
-    query = _rows(reference).order_by(LoadoutRow.number.desc()).limit(MAX_LIMIT)
-    found = tuple(record(row) for row in session.scalars(query))
+    query = _rows(reference).where(_seen_by(viewer)).order_by(LoadoutRow.number.desc())
+    found = tuple(record(row) for row in session.scalars(query.limit(MAX_LIMIT)))
     if not found:
         raise VectorNotFound(f"no saved loadout '{reference}'")
     return found
@@ -126,6 +133,8 @@ def remove(session: Session, reference: Reference, number: int | None) -> None:
     digests = session.scalars(its_digests.distinct()).all()
     session.execute(delete(LoadoutRow).where(LoadoutRow.id.in_(gone)))
     _choose_latest(session, key_of(path_of(reference)))
+    if session.scalars(_rows(reference)).first() is None:
+        forget(session, Kind.LOADOUT, [key_of(path_of(reference))])
     drop_tombstones(session, digests)
 
 
@@ -147,6 +156,10 @@ def record(row: LoadoutRow) -> SavedLoadout:
         ),
         row.is_latest,
     )
+
+
+def _seen_by(viewer: Viewer | None) -> ColumnElement[bool]:
+    return visible(viewer, Kind.LOADOUT, LoadoutRow.key)
 
 
 def _rows(reference: Reference) -> Select[LoadoutRow]:

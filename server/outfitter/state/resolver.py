@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
+from outfitter.control.rights import Viewer
 from outfitter.errors import CatalogUnavailable
-from outfitter.state.answers import Answer, Answers
+from outfitter.state.answers import Answer, Answers, Question
 from outfitter.state.changes import Changes
 from outfitter.state.generation import Generation
 from outfitter.state.records import SavedLoadout, Version
@@ -21,11 +22,13 @@ T = TypeVar("T")
 class Answering(Protocol):
     """What the resolver asks of a catalog."""
 
-    def version(self, reference: Reference) -> Version:
+    def version(self, reference: Reference, viewer: Viewer | None = None) -> Version:
         """Raises VectorNotFound, CatalogUnavailable."""
         ...
 
-    def loadout(self, name: str, version: int | None = None) -> SavedLoadout:
+    def loadout(
+        self, name: str, version: int | None = None, viewer: Viewer | None = None
+    ) -> SavedLoadout:
         """Raises VectorNotFound, CatalogUnavailable."""
         ...
 
@@ -45,9 +48,10 @@ class Resolver:
         self._changes = changes
         self._executor = ThreadPoolExecutor(2, "resolver")
         self._generation = Generation(catalog.generation, self._executor)
-        self._versions = Answers(lambda named: catalog.version(named), _weigh_version)
+        self._versions = Answers(lambda asked: catalog.version(*asked), _weigh_version)
         self._loadouts = Answers(
-            lambda named: catalog.loadout(str(named.path), named.version), _weigh_loadout
+            lambda asked: catalog.loadout(str(asked[0].path), asked[0].version, asked[1]),
+            _weigh_loadout,
         )
         self._lock = threading.Lock()
         self._is_announcing = False
@@ -58,16 +62,21 @@ class Resolver:
         """How the replicas hear of each other."""
         return self._changes
 
-    def version(self, reference: Reference) -> Version:
-        """What `reference` stands for; raises VectorNotFound, CatalogUnavailable.
+    @property
+    def generation(self) -> Generation:
+        """The catalog's generation, for whoever else remembers what it says."""
+        return self._generation
+
+    def version(self, reference: Reference, viewer: Viewer | None = None) -> Version:
+        """What `reference` stands for, for whoever asks; raises VectorNotFound, CatalogUnavailable.
 
         A version by number or digest is answered from memory while the catalog is away.
         """
-        return self._get(self._versions, reference)
+        return self._get(self._versions, (reference, viewer))
 
-    def loadout(self, reference: Reference) -> SavedLoadout:
+    def loadout(self, reference: Reference, viewer: Viewer | None = None) -> SavedLoadout:
         """The saved loadout of a name, or of a name and version; raises as `version` does."""
-        return self._get(self._loadouts, reference)
+        return self._get(self._loadouts, (reference, viewer))
 
     def changed(self) -> None:
         """To be called when a write is committed, before it is acknowledged."""
@@ -86,20 +95,20 @@ class Resolver:
         self._changes.close()
         self._executor.shutdown(wait=False)
 
-    def _get(self, answers: Answers[T], reference: Reference) -> T:
+    def _get(self, answers: Answers[T], question: Question) -> T:
         try:
             generation = self._generation.current()
         except CatalogUnavailable:
-            if (answer := self._last_known(answers, reference)) is None:
+            if (answer := self._last_known(answers, question)) is None:
                 raise
             return answer.get()
-        return (answers.find(reference, generation) or answers.ask(reference, generation)).get()
+        return (answers.find(question, generation) or answers.ask(question, generation)).get()
 
-    def _last_known(self, answers: Answers[T], reference: Reference) -> Answer[T] | None:
-        generation = self._generation.last_known()
+    def _last_known(self, answers: Answers[T], question: Question) -> Answer[T] | None:
+        reference, generation = question[0], self._generation.last_known()
         if generation is None or (reference.version is None and reference.digest is None):
             return None
-        return answers.find(reference, generation)
+        return answers.find(question, generation)
 
     def _announce(self) -> None:
         with self._lock:
