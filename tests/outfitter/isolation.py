@@ -278,6 +278,7 @@ MATRIX: dict[tuple[str, str], list[Ask | Only | Nobodys]] = {
             ("DELETE", "/keys/{key_id}"),
         )
     },
+    ("GET", "/v1/usage"): [Nobodys("/v1/usage?group_by=day,tenant,model")],
     ("GET", "/v1/audit"): [ADMIN],
     ("GET", "/v1/audit/loadouts"): [ADMIN],
 }

@@ -29,7 +29,7 @@ from tests.outfitter.isolation import (
     comparable,
 )
 
-_BY_ITSELF = ("generation", "loadout_use", "BEGIN", "UPDATE keys")
+_BY_ITSELF = ("generation", "loadout_use", "usage", "BEGIN", "UPDATE keys")
 SECRETS = ("zebra", "acme", "quagga", "ofk_")
 
 

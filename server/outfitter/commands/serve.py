@@ -1,6 +1,7 @@
 """`outfitter serve`: the gateway with its engine, from start to the last drained request."""
 
 import asyncio
+import logging
 import os
 import resource
 import signal
@@ -40,6 +41,8 @@ from outfitter.deps import open_store
 from outfitter.observers import logs
 from outfitter.observers.tracing import open_tracing
 from taskvectors.store.settings import TIERS, TierSettings
+
+log = logging.getLogger(__name__)
 
 OPEN_FILES = 65536
 """Wished for: a request in flight takes two."""
@@ -222,12 +225,7 @@ def run(config: GatewayConfig, **hooks: Any) -> int:
     _exit_on_signals()
     logs.configure(config.log_format, access_log=config.access_log)
     if not config.asks_for_keys:
-        warning = "whoever reaches this port can use, change and delete everything"
-        err.print(
-            f"[bold red]OPEN[/] no keys are asked for on {escape(config.host)}: {warning};"
-            " --auth keys asks for them",
-            soft_wrap=True,
-        )
+        _say_open(config)
     tracing = open_tracing(os.environ)
     listener = listen(config)
     vectors = open_store(config)
@@ -239,6 +237,17 @@ def run(config: GatewayConfig, **hooks: Any) -> int:
     with narrator, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.serve([listener]))
     return 1 if narrator.has_failed else 0
+
+
+def _say_open(config: GatewayConfig) -> None:
+    warning = (
+        f"no keys are asked for on {config.host}: whoever reaches this port can use, change and"
+        " delete everything; --auth keys asks for them"
+    )
+    if config.log_format == "json":
+        log.warning("OPEN %s", warning)
+    else:
+        err.print(f"[bold red]OPEN[/] {escape(warning)}", soft_wrap=True)
 
 
 def local_model(model: str) -> Path:
