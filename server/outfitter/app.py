@@ -4,31 +4,57 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from outfitter.config import GatewayConfig
-from outfitter.deps import Hooks, open_gateway
+from outfitter.context import RequestContext
+from outfitter.control.principal import Scope
+from outfitter.control.surface import Dialect, dialect_of
+from outfitter.deps import Hooks, Needs, open_gateway
+from outfitter.engine.rewrite import event_body
+from outfitter.envelope import Application
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes import (
+    access,
+    audit,
     downloads,
     health,
     interference,
     loadouts,
     metrics,
+    models,
     openai,
     promotions,
     pulls,
     task_vectors,
+    tenants,
     uploads,
+    usage,
 )
 from taskvectors.errors import TaskVectorError
 
+_INFER, _READ = (Scope.INFER,), (Scope.INFER, Scope.PUBLISH)
+_PUBLISH, _OPERATE, _ADMIN = (Scope.PUBLISH,), (Scope.OPERATE,), (Scope.ADMIN,)
+_ANY = tuple(Scope)
 _ROUTES = (
-    *(health, metrics, openai, loadouts, promotions, uploads),
-    *(interference, pulls, downloads, task_vectors),  # the last takes any path below its own
+    (health, None),  # for whatever watches the process: it tells nothing of anybody
+    (metrics, Needs(_OPERATE, _OPERATE)),
+    (models, Needs(_READ, _READ)),
+    (openai, Needs(_INFER, _INFER)),
+    (access, Needs(_READ, _PUBLISH)),
+    (loadouts, Needs(_READ, _PUBLISH)),
+    (promotions, Needs(_OPERATE, _OPERATE)),
+    (tenants, Needs(_ADMIN, _ADMIN)),
+    (audit, Needs(_ADMIN, _ADMIN)),
+    (uploads, Needs(_PUBLISH, _PUBLISH)),
+    (usage, Needs(_ANY, _ANY)),
+    (interference, Needs(_READ, _READ)),
+    (pulls, Needs(_PUBLISH, _PUBLISH)),
+    (downloads, Needs(_READ, _READ)),
+    (task_vectors, Needs(_READ, _PUBLISH)),  # takes any path below its own
 )
 
 
@@ -41,11 +67,12 @@ def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:
             app.state.gateway = gateway
             yield
 
-    app = FastAPI(
+    app = Application(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    for routes in _ROUTES:
-        app.include_router(routes.router)
+    app.add_middleware(RequestContext)
+    for routes, needs in _ROUTES:
+        app.include_router(routes.router, dependencies=[Depends(needs)] if needs else [])
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(TaskVectorError, _task_vector_error)
     app.add_exception_handler(HTTPException, _http_exception)
@@ -54,20 +81,24 @@ def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:
     return app
 
 
-def error_response(error: ApiError) -> Response:
-    """An error as the client gets it; plain ASCII, so that no text can break it."""
-    content = json.dumps(error.body)
+def error_response(error: ApiError, request: Request | None = None) -> Response:
+    """An error as the client gets it; plain ASCII, so that no text can break it.
+
+    request: the way its API writes errors; OpenAI's without one.
+    """
+    is_anthropic = request is not None and dialect_of(request.url.path) is Dialect.ANTHROPIC
+    content = json.dumps(event_body(error, Dialect.ANTHROPIC) if is_anthropic else error.body)
     return Response(content, error.status, dict(error.headers), media_type="application/json")
 
 
-def _api_error(_: Request, error: Exception) -> Response:
+def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(error, request)
 
 
-def _task_vector_error(_: Request, error: Exception) -> Response:
+def _task_vector_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TaskVectorError)
-    return error_response(from_task_vector_error(error))
+    return error_response(from_task_vector_error(error), request)
 
 
 def _http_exception(request: Request, error: Exception) -> Response:

@@ -7,18 +7,23 @@ from typer.core import TyperGroup
 
 from outfitter.client import GatewayError
 from outfitter.commands import (
+    access,
     bench,
     export,
     files,
     imports,
     interference,
+    keys,
     merge,
     oci,
     promotions,
+    saved,
     serve,
     sign,
     store,
+    tenants,
     transfers,
+    usage,
     vectors,
 )
 from outfitter.commands.console import printable
@@ -69,11 +74,16 @@ app.command()(vectors.delete)
 app.command()(bench.bench)
 app.command()(promotions.promote)
 app.command()(promotions.demote)
+app.command()(usage.usage)
 app.command()(sign.keygen)
 app.command()(sign.sign)
 app.command()(sign.verify)
+app.command()(access.access)
+app.add_typer(tenants.tenant, name="tenant")
+app.add_typer(keys.key_commands, name="key")
 app.add_typer(oci.oci, name="oci")
 app.add_typer(store.store, name="store")
+app.add_typer(saved.loadout, name="loadout")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,6 +1,7 @@
 """A client of the gateway's own routes, for the command line."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
@@ -11,6 +12,7 @@ import httpx
 from outfitter.errors import shorten
 from outfitter.urls import shown
 
+KEY_VARIABLE = "OUTFITTER_API_KEY"
 MAX_ANSWER = 64 << 20
 """Bytes of an answer that is read."""
 TIMEOUT = httpx.Timeout(60, connect=10, read=900)
@@ -36,7 +38,8 @@ class GatewayRefused(GatewayError):
 class GatewayClient:
     """Speaks to the gateway at `url`, a context manager. Every method raises GatewayError."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
+        """`key`: sent with every request; the environment's when None."""
         self.url = url.rstrip("/")
         self.name = shown(self.url)
         """The same without user and password, to be printed."""
@@ -49,7 +52,11 @@ class GatewayClient:
             raise GatewayError(
                 f"unsupported --url {self.name!r}; use http://host:8000 or https://host"
             )
-        self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False)
+        given = key or os.environ.get(KEY_VARIABLE) or ""
+        if not (given.isascii() and given.isprintable()):
+            raise GatewayError(f"unsupported {KEY_VARIABLE}; use a key such as ofk_…")
+        headers = {"authorization": f"Bearer {given}"} if given else {}
+        self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -82,6 +89,26 @@ class GatewayClient:
     def delete(self, reference: str) -> dict[str, Any]:
         """Remove what a reference names."""
         return self.json("DELETE", _path(reference))
+
+    def save_loadout(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Save a loadout. fields: as for `POST /v1/loadouts`."""
+        return self.json("POST", "/v1/loadouts", json=dict(fields))
+
+    def loadouts(self, query: Mapping[str, str | int]) -> dict[str, Any]:
+        """A page of the saved loadouts, or with `name` the versions of one."""
+        return self.json("GET", "/v1/loadouts", params=dict(query))
+
+    def loadout(self, reference: str) -> dict[str, Any]:
+        """A saved loadout."""
+        return self.json("GET", _loadout_path(reference))
+
+    def move_loadout(self, name: str, version: int) -> dict[str, Any]:
+        """Let a bare name mean a version."""
+        return self.json("PATCH", _loadout_path(name), json={"latest": version})
+
+    def delete_loadout(self, reference: str) -> dict[str, Any]:
+        """Forget a saved loadout, or one version of it."""
+        return self.json("DELETE", _loadout_path(reference))
 
     def json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         """The JSON object that is answered."""
@@ -117,6 +144,10 @@ class GatewayClient:
 
 def _path(reference: str) -> str:
     return f"/v1/task_vectors/{quote(reference, safe='/@:')}"
+
+
+def _loadout_path(reference: str) -> str:
+    return f"/v1/loadouts/{quote(reference, safe='/@:')}"
 
 
 def _object(body: bytes) -> dict[str, Any] | None:

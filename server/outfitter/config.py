@@ -7,11 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from outfitter import urls
+from outfitter.control.limits import LimitsBook
+from outfitter.errors import InvalidLimits
 from taskvectors.errors import InvalidReference
 from taskvectors.spec import Reference
 from taskvectors.store.settings import DISK, ORIGIN, REDIS, TIERS, TierSettings
 
+LOG_FORMATS = ("text", "json")
 PLACEMENTS = ("auto", "off")
+OPEN, KEYS = "open", "keys"
+AUTHS = (OPEN, KEYS)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ADMISSION_TIMEOUT_S = 30.0
 
@@ -83,19 +88,39 @@ class GatewayConfig:
     """Whether a client may change the resident base for everybody."""
     trust: Path | None = None
     """The file with the signature policy of each namespace."""
+    auth: str | None = None
+    """Whether clients need keys; None: unless only this machine can reach the gateway."""
     quarantine_bytes: int = 2**30
     max_upload_bytes: int = 4 * 2**30
     max_body_bytes: int = 32 * 2**20
+    max_running: int = 1024
+    """Requests in the engine at once; further ones wait, in turn by tenant."""
+    max_waiting: int = 4096
+    max_wait_s: float = 60.0
+    limits: LimitsBook = field(default_factory=LimitsBook)
+    """Of tenants that have none of their own."""
     max_model_len: int | None = None
     model_as_given: str | None = None
     """What --model said; clients may name the model so, as with vLLM itself."""
     drain_seconds: int = 30
+    stall_seconds: int = 60
+    """How long a client may take nothing of its answer until its connection is cut."""
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    proxy_headers: bool = False
+    forwarded_allow_ips: str = "127.0.0.1"
+    """Proxies whose X-Forwarded headers are believed where `proxy_headers` is set."""
+    log_format: str = "text"
+    access_log: bool = True
+    """Whether each request is logged; changes of tenants, vectors and loadouts always are."""
     engine_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.dtype in DTYPES, "--dtype", self.dtype, f"choose {', '.join(DTYPES)}")
         choices = f"choose {', '.join(PLACEMENTS)}"
         _require(self.placement in PLACEMENTS, "--placement", self.placement, choices)
+        formats = f"choose {', '.join(LOG_FORMATS)}"
+        _require(self.log_format in LOG_FORMATS, "--log-format", self.log_format, formats)
         _require(1 <= self.slots <= 4096, "--slots", self.slots, "use 1 to 4096")
         _require(0 <= self.port <= 65535, "--port", self.port, "use 1 to 65535")
         _require(self.drain_seconds >= 0, "--drain-seconds", self.drain_seconds, "use 0 or more")
@@ -105,14 +130,41 @@ class GatewayConfig:
             ("--compose-memory", self.compose_memory_bytes),
             ("--max-upload-bytes", self.max_upload_bytes),
             ("--max-body-bytes", self.max_body_bytes),
+            ("--max-running", self.max_running),
+            ("--max-waiting", self.max_waiting + 1),
+            ("--max-wait", self.max_wait_s),
             ("--max-model-len", self.max_model_len or 1),
             ("--quarantine-bytes", self.quarantine_bytes + 1),
         ):
             _require(value > 0, option, value, "use a positive number")
+        self._check_connections()
         check_state(self.database_url, self.tiers)
+        self._check_auth()
         self._check_pins()
         self._check_pull_from()
         self._reject_reserved_flags()
+
+    def _check_connections(self) -> None:
+        stall = self.stall_seconds
+        _require(1 <= stall <= 3600, "--stall-seconds", stall, "use 1 to 3600")
+        for given, other, option, missing in (
+            (self.ssl_certfile, self.ssl_keyfile, "--ssl-certfile", "--ssl-keyfile"),
+            (self.ssl_keyfile, self.ssl_certfile, "--ssl-keyfile", "--ssl-certfile"),
+        ):
+            has_both = given is None or other is not None
+            _require(has_both, option, str(given), f"it needs {missing}, too")
+        for text in self.forwarded_allow_ips.split(","):
+            advice = "use addresses or networks such as 10.0.0.0/8, or * for any"
+            _require(_is_network(text.strip()), "--forwarded-allow-ips", text, advice)
+
+    def _check_auth(self) -> None:
+        choices = f"choose {', '.join(AUTHS)}"
+        _require(self.auth is None or self.auth in AUTHS, "--auth", self.auth, choices)
+        advice = (
+            f"others can reach {self.host}: use --auth keys there, or --host 127.0.0.1; how to make"
+            " keys: outfitter key create --help"
+        )
+        _require(self.auth != OPEN or self.is_loopback, "--auth", self.auth, advice)
 
     def _check_pins(self) -> None:
         for pin in self.pins:
@@ -152,10 +204,16 @@ class GatewayConfig:
             return False
 
     @property
+    def asks_for_keys(self) -> bool:
+        """Whether a request needs a key; in open mode whoever comes may do everything."""
+        return self.auth == KEYS or (self.auth is None and not self.is_loopback)
+
+    @property
     def url(self) -> str:
         """Where a client on this machine reaches the gateway."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        scheme = "https" if self.ssl_certfile else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 def check_state(database_url: str | None, tiers: TierSettings) -> None:
@@ -194,6 +252,14 @@ def _check_order(tiers: TierSettings) -> None:
         _require(name not in tiers.order or url is not None, "--tiers", order, advice)
 
 
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return text == "*"
+    return True
+
+
 def _require(holds: bool, option: str, value: object, advice: str | None) -> None:
     if not holds:
         raise InvalidConfig(f"unsupported {option} {value!r}; {advice}")
@@ -202,6 +268,18 @@ def _require(holds: bool, option: str, value: object, advice: str | None) -> Non
 def _require_distinct(option: str, values: Sequence[str]) -> None:
     twice = next((value for value in values if values.count(value) > 1), None)
     _require(twice is None, option, twice, "it is given twice")
+
+
+def read_limits(path: Path | None) -> LimitsBook:
+    """The limits in a YAML or JSON file, none without one; raises InvalidConfig."""
+    import yaml  # type: ignore[import-untyped]  # slow to import
+
+    if path is None:
+        return LimitsBook()
+    try:
+        return LimitsBook.parse(yaml.safe_load(path.read_text("utf-8")))
+    except (InvalidLimits, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InvalidConfig(f"unsupported --limits {str(path)!r}; {error}") from error
 
 
 def parse_tiers(text: str) -> tuple[str, ...]:

@@ -47,9 +47,34 @@ class TooManyUploads(tv.TaskVectorError):
     """There is no room for another unfinished upload."""
 
 
+class InvalidLimits(tv.TaskVectorError):
+    """A tenant's limits have a key that does not exist, or a value that cannot be."""
+
+
+class NotYours(tv.TaskVectorError):
+    """A name belongs to somebody else; who asks may use it, but not change it."""
+
+
+class TenantNotFound(tv.TaskVectorError):
+    """There is no such tenant, or no such key of it."""
+
+
+class InvalidTenant(tv.TaskVectorError):
+    """A tenant, a key or a right is not what it must be."""
+
+
 INVALID_REQUEST = "invalid_request_error"
 RATE_LIMIT = "rate_limit_error"
 SERVER_ERROR = "server_error"
+
+_ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: RATE_LIMIT,
+    503: "overloaded_error",
+}
 
 MAX_MESSAGE = 1000
 _LONG_QUOTE = re.compile(r"""'[^']{201,}'|"[^"]{201,}\"""")
@@ -96,9 +121,13 @@ TABLE: Mapping[type[tv.TaskVectorError], Kind] = {
     UntrustedVector: Kind(403, INVALID_REQUEST, "untrusted_vector"),
     SourceNotAllowed: Kind(403, INVALID_REQUEST, "source_not_allowed"),
     SourceFailed: Kind(502, SERVER_ERROR, "source_failed"),
+    NotYours: Kind(403, INVALID_REQUEST, "not_your_namespace"),
+    TenantNotFound: Kind(404, INVALID_REQUEST, "tenant_not_found"),
+    InvalidTenant: Kind(400, INVALID_REQUEST, "invalid_tenant"),
     UploadNotFound: Kind(404, INVALID_REQUEST, "upload_not_found"),
     UploadMismatch: Kind(409, INVALID_REQUEST, "upload_mismatch"),
     UploadLocked: Kind(423, INVALID_REQUEST, "upload_locked"),
+    InvalidLimits: Kind(400, INVALID_REQUEST, "invalid_limits"),
     TooManyUploads: Kind(429, RATE_LIMIT, "too_many_uploads"),
     tv.TaskVectorError: Kind(500, SERVER_ERROR, "internal_error"),
 }
@@ -137,6 +166,13 @@ def type_for_status(status: int) -> str:
     if status == 429:
         return RATE_LIMIT
     return SERVER_ERROR if status >= 500 else INVALID_REQUEST
+
+
+def anthropic_type(status: int) -> str:
+    """Anthropic's error type for an HTTP status."""
+    if status in _ANTHROPIC:
+        return _ANTHROPIC[status]
+    return "api_error" if status >= 500 else INVALID_REQUEST
 
 
 def from_task_vector_error(error: tv.TaskVectorError, param: str | None = None) -> ApiError:

@@ -9,6 +9,7 @@ from starlette.datastructures import QueryParams
 
 from outfitter.errors import ApiError
 from outfitter.state.records import Deletion, Details, SavedLoadout, Version
+from outfitter.state.tenancy import Key, Tenant
 from outfitter.vectors import Draft
 from taskvectors.values import kind_of
 
@@ -74,8 +75,38 @@ def describe_loadout(saved: SavedLoadout) -> dict[str, object]:
         "digest": f"sha256:{saved.digest}",
         "task_vectors": saved.request,
         "resolved": json.loads(saved.canonical),
+        "request_vectors": saved.terms.request_vectors,
+        "description": saved.terms.description,
+        "base_fingerprint": saved.terms.base_fingerprint,
         "publisher": saved.publisher,
         "created_at": saved.created,
+    }
+
+
+def describe_tenant(tenant: Tenant) -> dict[str, object]:
+    """A tenant, as admins see it."""
+    return {
+        "id": tenant.name,
+        "object": "tenant",
+        "namespaces": list(tenant.namespaces),
+        "disabled": tenant.is_disabled,
+        "limits": dict(tenant.limits),
+        "created_at": tenant.created,
+    }
+
+
+def describe_key(key: Key) -> dict[str, object]:
+    """A key without what only its holder has."""
+    return {
+        "id": key.id,
+        "object": "key",
+        "tenant": key.tenant,
+        "name": key.name,
+        "scopes": [str(scope) for scope in key.scopes],
+        "created_at": key.created,
+        "expires_at": key.expires,
+        "revoked_at": key.revoked,
+        "last_used_at": key.last_used,
     }
 
 
@@ -96,6 +127,14 @@ def required(body: Mapping[str, object], name: str, kind: type[T], example: str)
         raise ApiError(
             400, message, "missing_name" if name == "name" else "invalid_parameter", name
         )
+    return value
+
+
+def optional(body: Mapping[str, object], name: str) -> str | None:
+    """A text that may be absent or null; raises ApiError (400)."""
+    value = body.get(name)
+    if not isinstance(value, str | None):
+        raise _wrong(name, "a string", value)
     return value
 
 

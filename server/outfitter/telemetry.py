@@ -1,4 +1,4 @@
-"""Every metric of a gateway, by name, and how each follows from a snapshot of its numbers. Pure."""
+"""Metrics of a gateway, by name, and how each follows from a snapshot of its numbers. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 Snapshot = Mapping[str, Any]
 """What `GET /v1/store/stats` answers."""
-COUNTER, GAUGE, SUMMARY = "counter", "gauge", "summary"
+COUNTER, GAUGE, SUMMARY, HISTOGRAM = "counter", "gauge", "summary", "histogram"
 _TIER = ("process", "tier")
 _REASON = ("reason",)
 
@@ -65,7 +65,25 @@ METRICS = (
     Described("outfitter_tier_budget_bytes", GAUGE, "Bytes held at most.", "budget", _TIER),
     Described("outfitter_tier_up", GAUGE, "1 unless the tier is left alone.", "is_up", _TIER),
     Described(
+        "outfitter_requests_running",
+        GAUGE,
+        "Relayed requests that have not ended.",
+        "gateway.requests_running",
+    ),
+    Described(
+        "outfitter_streams_open",
+        GAUGE,
+        "Those of them that have begun to stream.",
+        "gateway.streams_open",
+    ),
+    Described(
         "outfitter_engine_up", GAUGE, "1 while the engine tells its numbers.", "engine.is_up"
+    ),
+    Described(
+        "outfitter_engine_restarts_total",
+        COUNTER,
+        "How often the engine was started again.",
+        "gateway.engine_restarts",
     ),
     Described(
         "outfitter_engine_load_seconds",
@@ -124,6 +142,18 @@ METRICS = (
         "Rises with every change of the catalog.",
         "catalog.generation",
     ),
+    Described(
+        "outfitter_usage_pending",
+        GAUGE,
+        "Sums of usage that are not written yet.",
+        "usage.pending",
+    ),
+    Described(
+        "outfitter_usage_failures_total",
+        COUNTER,
+        "Attempts to write usage that failed.",
+        "usage.failures",
+    ),
     Described("outfitter_uploads_in_progress", GAUGE, "Unfinished uploads.", "uploads.in_progress"),
     Described(
         "outfitter_changes_connected",
@@ -150,10 +180,10 @@ class SnapshotCollector(Collector):
                 yield _family(described, values)
 
 
-def markdown_table() -> str:
-    """The reference of all metrics."""
+def markdown_table(metrics: Iterable[Described] = METRICS) -> str:
+    """The reference of `metrics`."""
     rows = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
-    for item in METRICS:
+    for item in metrics:
         labels = ", ".join(f"`{label}`" for label in item.labels)
         rows.append(f"| `{item.name}` | {item.kind} | {labels} | {item.help} |")
     return "\n".join(rows) + "\n"

@@ -4,12 +4,14 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Self
 
+from outfitter.control import rights
 from outfitter.control.resolve import ResolvedVector
+from outfitter.control.rights import Kind, Viewer
 from outfitter.control.selection import Modules
 from outfitter.state.catalog import Catalog, catalog_url
 from outfitter.state.changes import Changes
@@ -22,6 +24,8 @@ from outfitter.state.records import (
     Page,
     Publication,
     Query,
+    SavedLoadout,
+    Terms,
     Version,
 )
 from outfitter.state.resolver import Resolver
@@ -30,7 +34,7 @@ from outfitter.trust.details import check_details, merge_details
 from outfitter.trust.policy import Trust
 from taskvectors.errors import BaseMismatch, InvalidFile, InvalidReference
 from taskvectors.format import FileHeader, file_digest, validate_file
-from taskvectors.spec import Reference, parse_tag
+from taskvectors.spec import Loadout, Reference, parse_tag
 from taskvectors.store import DirectoryStore
 from taskvectors.store.room import needing_room
 from taskvectors.store.settings import TierSettings
@@ -75,9 +79,11 @@ class Draft:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Publishing, lookups and changes. Every method may block: call them in a thread.
+    """Publishing, lookups and changes, as one viewer may. Every method may block: call in a thread.
 
-    Every one but `path` may raise CatalogUnavailable.
+    viewer: whose rights bind, None for nobody's. What it may not see is not there; what it may see
+    but not change raises NotYours. whole: what this is a view of. Every method but `path` may raise
+    CatalogUnavailable.
     """
 
     store: DirectoryStore
@@ -86,11 +92,25 @@ class Vectors:
     resolver: Resolver
     trust: Trust
     quarantine_bytes: int
+    viewer: Viewer | None = None
+    whole: "Vectors | None" = None
+
+    def seen_by(self, viewer: Viewer | None) -> "Vectors":
+        """The same store as a tenant may see and change it."""
+        return self if viewer is None else replace(self, viewer=viewer, whole=self.whole or self)
 
     @functools.cached_property
     def uploads(self) -> Uploads:
         """The uploads that are not published yet."""
+        if self.whole is not None and self.viewer is not None:
+            return self.whole.uploads.of(self.viewer.tenant)
         return Uploads(self.store.root / "incoming" / UPLOADS)
+
+    def check_name(self, text: str) -> str:
+        """`text`, if it is a plain name to publish under; raises InvalidReference, NotYours."""
+        name = plain_name(text)
+        rights.check_change(self.viewer, name)
+        return name
 
     def publish(self, path: Path, digest: str, draft: Draft, base: Base | None) -> Version:
         """Take over a file from `store.new_upload`, and give it the next version of a name.
@@ -101,7 +121,7 @@ class Vectors:
         InvalidReference, InvalidDetails, UntrustedVector, CatalogConflict, StoreFull and
         TierUnavailable.
         """
-        name = plain_name(draft.name)
+        name = self.check_name(draft.name)
         tags = tuple(parse_tag(tag) for tag in draft.tags)
         header = self._validated(path, name, base)
         details = merge_details(header.metadata, draft.details)
@@ -137,7 +157,11 @@ class Vectors:
 
     def version(self, reference: Reference) -> Version:
         """What `reference` stands for now; raises VectorNotFound."""
-        return self.resolver.version(reference)
+        return self.resolver.version(reference, self.viewer)
+
+    def look_up(self, reference: Reference) -> Version:
+        """The same from the catalog, with its downloads, which nobody remembers."""
+        return self.catalog.version(reference, self.viewer)
 
     def resolve(self, reference: Reference) -> ResolvedVector:
         """The same for a request that will use it; raises VectorNotFound, UntrustedVector."""
@@ -147,29 +171,74 @@ class Vectors:
 
     def find(self, query: Query) -> Page:
         """A page of a listing."""
-        return self.catalog.find(query)
+        return self.catalog.find(query, self.viewer)
 
     def update(self, reference: Reference, change: Callable[[Details], Details]) -> Version:
         """Say something else of a version, given what is said now.
 
         Raises VectorNotFound, InvalidDetails.
         """
+        self._check_mine(reference)
         return self._told(self.catalog.update(reference, lambda old: check_details(change(old))))
 
     def tag(self, reference: Reference, tag: str) -> Version:
         """Let a tag point at a version; raises VectorNotFound, InvalidReference."""
+        self._check_mine(reference)
         return self._told(self.catalog.tag(reference, parse_tag(tag)))
 
     def untag(self, name: str, tag: str) -> None:
         """Take a tag away; raises VectorNotFound, InvalidReference."""
-        self.catalog.untag(plain_name(name), parse_tag(tag))
+        self._check_mine(Reference.parse(plain_name(name)))
+        self.catalog.untag(name, parse_tag(tag))
         self.resolver.changed()
 
     def delete(self, reference: Reference) -> Deletion:
         """Forget a name, or one version of it; raises VectorNotFound. Its file is `collect`'s."""
+        self._check_mine(reference)
         deletion = self.catalog.delete(reference)
         self.resolver.changed()
         return deletion
+
+    def loadout(self, reference: Reference) -> SavedLoadout:
+        """The saved loadout of a name, or of a name and version; raises VectorNotFound."""
+        return self.resolver.loadout(reference, self.viewer)
+
+    def loadouts(
+        self, limit: int = 100, after: str | None = None
+    ) -> tuple[tuple[SavedLoadout, ...], str | None]:
+        """A page of the saved loadouts; see `Catalog.loadouts`."""
+        return self.catalog.loadouts(limit, after, self.viewer)
+
+    def loadout_versions(self, name: str) -> tuple[SavedLoadout, ...]:
+        """The versions of a saved loadout, newest first. Raises VectorNotFound."""
+        return self.catalog.loadout_versions(name, self.viewer)
+
+    def save_loadout(
+        self,
+        name: str,
+        loadout: Loadout,
+        request: Mapping[str, object],
+        publisher: str | None,
+        terms: Terms,
+    ) -> SavedLoadout:
+        """Save a loadout as the next version of a name; see `Catalog.save_loadout`."""
+        self.check_name(name)
+        saved = self.catalog.save_loadout(name, loadout, request, publisher, terms)
+        self.resolver.changed()
+        return saved
+
+    def move_loadout(self, name: str, version: int) -> SavedLoadout:
+        """Let a bare name mean this version from now on; raises VectorNotFound."""
+        self._check_my_loadout(name, version)
+        saved = self.catalog.move_loadout(name, version)
+        self.resolver.changed()
+        return saved
+
+    def delete_loadout(self, name: str, version: int | None) -> None:
+        """Forget a saved loadout, or one version of it; raises VectorNotFound."""
+        self._check_my_loadout(name, version)
+        self.catalog.delete_loadout(name, version)
+        self.resolver.changed()
 
     def path(self, wanted: Reference | str) -> Path:
         """The file of a reference or digest, on this machine's disk.
@@ -197,6 +266,32 @@ class Vectors:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def check_owned(self, kind: Kind, path: str) -> str:
+        """A name as it was published, if this viewer may say who sees it.
+
+        Raises VectorNotFound, NotYours, InvalidReference.
+        """
+        name = plain_name(path)
+        if kind is Kind.LOADOUT:
+            found = self.loadout(Reference.parse(name)).name
+        else:
+            found = self.version(Reference.parse(name)).name
+        rights.check_change(self.viewer, found)
+        return found
+
+    def _check_mine(self, reference: Reference) -> None:
+        """Raises VectorNotFound for what this viewer may not see, NotYours for what it may."""
+        if reference.path is not None and rights.may_change(self.viewer, reference.path):
+            return
+        if self.viewer is not None:
+            rights.check_change(self.viewer, self.version(reference).name)
+
+    def _check_my_loadout(self, name: str, version: int | None) -> None:
+        """The same for a saved loadout."""
+        if not rights.may_change(self.viewer, name):
+            self.catalog.loadout(name, version, self.viewer)
+            rights.check_change(self.viewer, name)
 
     def _told(self, version: Version) -> Version:
         self.resolver.changed()

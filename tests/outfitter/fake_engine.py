@@ -1,8 +1,9 @@
 """A stand-in for vLLM's API server: what the gateway does around it is tested without a model.
 
 Real vLLM behind the gateway is exercised in tests/end_to_end. This one serves the same socket and
-routes, starts a child that outlives its parent (as vLLM's EngineCore would), and does what the
-prompt says: echo, stream, hang, fall ill, die, die midway, or fail in one of vLLM's shapes.
+routes with vLLM's own OpenAPI document, starts a child that outlives its parent (as vLLM's
+EngineCore would), and does what the prompt says: echo, stream, flood, hang, fall ill, die, die
+midway, or fail in one of vLLM's shapes.
 """
 
 import argparse
@@ -11,25 +12,31 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from aiohttp import web
+from fake_shapes import SHAPES, Shape, dump, prompt_of, sse
+from fake_streams import METRICS, chunk, events
 
 CHILD = "import time; time.sleep(600)"
-PROPERTIES = {"model": {}, "prompt": {}, "messages": {}, "stream": {}, "min_tokens": {}}
-SEEN: dict[str, int] = {"aborted": 0, "ill": 0}
+DOCUMENT = Path(__file__).with_name("engine_document.json")
+SEEN: dict[str, int] = {"aborted": 0, "ill": 0, "flooded": 0}
 
 
 async def complete(request: web.Request) -> web.StreamResponse:
     try:
         return await answer(request)
-    except asyncio.CancelledError:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+        fields = {"message": f"{error!r}", "type": "Bad Request", "param": None, "code": 400}
+        return web.json_response({"error": fields}, status=400)  # as pydantic would see it
+    except (asyncio.CancelledError, ConnectionError):
         SEEN["aborted"] += 1
         raise
 
 
 async def answer(request: web.Request) -> web.StreamResponse:
     body = await request.json()
-    prompt = body.get("prompt") or body["messages"][-1]["content"]
+    prompt = prompt_of(body)
     if prompt == "hang":
         await asyncio.sleep(600)
     if prompt.startswith("sleep "):
@@ -41,38 +48,56 @@ async def answer(request: web.Request) -> web.StreamResponse:
     if prompt in ERRORS:
         status, fields = ERRORS[prompt](body["model"])
         return web.Response(status=status, text=fields, content_type="application/json")
+    if prompt == "bytes":
+        return web.Response(body=b'{"model":"x"}\x00', content_type="application/octet-stream")
+    shape = SHAPES[request.path]
     if body.get("stream"):
-        return await stream(request, body, prompt)
-    seen = {"body": body, "headers": dict(request.headers), "aborted": SEEN["aborted"]}
+        return await stream(request, body, prompt, shape)
+    seen = {"body": body, "headers": dict(request.headers), **SEEN}
     text = json.dumps(seen) if prompt == "echo" else f'said "model":"{body["model"]}"'
-    return web.Response(text=completion(body["model"], text), content_type="application/json")
+    return web.Response(text=dump(shape.whole(body, text)), content_type="application/json")
 
 
-async def stream(request: web.Request, body: dict, prompt: str) -> web.StreamResponse:
+async def stream(
+    request: web.Request, body: dict, prompt: str, shape: "Shape"
+) -> web.StreamResponse:
     response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
     await response.prepare(request)
-    for word in ("one", f'"model":"{body["model"]}"', "three"):
-        event = b"data: " + completion(body["model"], word).encode() + b"\n\n"
-        for start in range(0, len(event), 7):
-            await response.write(event[start : start + 7])
+    if prompt == "flood":
+        await flood(response, body)
+    words = ("one", f'"model":"{body["model"]}"', "three")
+    named = [*shape.begin(body), *(shape.part(body, word) for word in words)]
+    plain = [*events(request.path, body, prompt), b"data: [DONE]\n\n"]
+    for text in [sse(fields, True) for fields in named] if shape.is_named else plain:
+        for start in range(0, len(text), 7):
+            await response.write(text[start : start + 7])
             await asyncio.sleep(0)
+        if b'"role"' in text and not shape.is_named:
+            continue
         if prompt == "die midway":
             os._exit(7)
         if prompt == "hang midway":
             await asyncio.sleep(600)
         if prompt == "slowly":
             await asyncio.sleep(0.3)
-    if prompt == "fail midway":
-        error = {"error": {"message": f"no {body['model']}", "type": "X", "code": 500}}
-        await response.write(b"data: " + json.dumps(error).encode() + b"\n\n")
-    await response.write(b"data: [DONE]\n\n")
+        if prompt == "fail midway" and b"three" in text:
+            error = {"message": f"no {body['model']}", "type": "X", "code": 500}
+            failed = {"type": "error", "error": error} if shape.is_named else {"error": error}
+            await response.write(sse(failed, shape.is_named))
+            if not shape.is_named:
+                await response.write(b"data: [DONE]\n\n")
+                return response
+    for event_ in shape.end(body):
+        await response.write(sse(event_, shape.is_named))
     return response
 
 
-def completion(model: str, text: str) -> str:
-    fields = {"id": "cmpl-1", "object": "text_completion", "model": model}
-    choices = [{"index": 0, "text": text, "finish_reason": "stop"}]
-    return json.dumps({**fields, "choices": choices}, separators=(",", ":"))
+async def flood(response: web.StreamResponse, body: dict) -> None:
+    """As many events as the other end takes."""
+    event = b"data: " + chunk("/v1/completions", body["model"], "x" * 1000).encode() + b"\n\n"
+    while True:
+        await response.write(event)
+        SEEN["flooded"] += len(event)
 
 
 ERRORS = {
@@ -87,10 +112,7 @@ ERRORS = {
 
 
 async def openapi(request: web.Request) -> web.Response:
-    schemas = {
-        name: {"properties": PROPERTIES} for name in ("ChatCompletionRequest", "CompletionRequest")
-    }
-    return web.json_response({"components": {"schemas": schemas}})
+    return web.Response(text=DOCUMENT.read_text(), content_type="application/json")
 
 
 STATS = {
@@ -147,6 +169,10 @@ async def promotion(request: web.Request) -> web.Response:
     return web.json_response({**PROMOTED, "asked": request.query_string})
 
 
+async def metrics(request: web.Request) -> web.Response:
+    return web.Response(text=METRICS, content_type="text/plain")
+
+
 async def health(request: web.Request) -> web.Response:
     return web.Response(status=503 if SEEN["ill"] else 200)
 
@@ -164,14 +190,15 @@ def main() -> None:
         with open(args.pids, "a") as file:
             file.write(f"{os.getpid()} {child.pid}\n")
     app = web.Application()
-    app.router.add_post("/v1/completions", complete)
-    app.router.add_post("/v1/chat/completions", complete)
+    for path in SHAPES:
+        app.router.add_post(path, complete)
     app.router.add_get("/openapi.json", openapi)
     app.router.add_get("/taskvectors/stats", stats)
     app.router.add_post("/taskvectors/prefetch", prefetch)
     app.router.add_route("*", "/taskvectors/promotion", promotion)
     app.router.add_get("/health", health)
-    for path in ("/metrics", "/tokenize", "/v1/load_lora_adapter"):
+    app.router.add_get("/metrics", metrics)
+    for path in ("/sleep", "/v1/load_lora_adapter"):
         app.router.add_route("*", path, health)
     print("fake engine started", flush=True)
     web.run_app(app, path=args.uds, print=None, handler_cancellation=True)

@@ -13,10 +13,13 @@ from pathlib import Path
 import httpx
 import numpy as np
 import uvicorn
+from fastapi import FastAPI
 
+from outfitter.accounts import Accounts, By
 from outfitter.app import create_app
+from outfitter.commands.listener import listen, server_config
 from outfitter.config import GatewayConfig
-from outfitter.deps import Hooks, open_store
+from outfitter.deps import Gateway, Hooks, open_store
 from outfitter.vectors import Base, Draft, Vectors
 from taskvectors.format import file_digest, write_vector
 from taskvectors.store.settings import TierSettings
@@ -37,10 +40,22 @@ class Running:
     log: list[str]
     announced: list[str]
     failures: list[str]
+    app: FastAPI | None = None
+
+    @property
+    def inner(self) -> Gateway:
+        """The gateway's own state; it lives in another thread."""
+        assert self.app is not None
+        return self.app.state.gateway
 
     @property
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=30)
+
+    def holding(self, key: str) -> httpx.Client:
+        """A client that sends a key."""
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.url, timeout=30, headers=headers)
 
     def wait_ready(self) -> "Running":
         wait_for(lambda: httpx.get(f"{self.url}/health/ready").status_code == 200)
@@ -67,11 +82,12 @@ def running(
     *extra: str,
     prepare: Callable | None = None,
     on_ready: Callable[[], None] = lambda: None,
+    **more: object,
 ) -> Iterator[Running]:
-    """Serve `config` with the stand-in engine in a thread."""
+    """Serve `config` with the stand-in engine in a thread; `more` are further hooks."""
     base = Base(FINGERPRINT, SHAPES)
-    listener = socket.create_server(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener = listen(dataclasses.replace(config, host="127.0.0.1", port=0))
+    url = dataclasses.replace(config, port=listener.getsockname()[1]).url
     gateway = Running(url, config, [], [], [])
     hooks = Hooks(
         announce=gateway.announced.append,
@@ -80,13 +96,15 @@ def running(
         on_failure=gateway.failures.append,
         prepare_base=prepare or (lambda config: base),
         command=fake_command(*extra),
+        **more,
     )
-    options = uvicorn.Config(
-        create_app(config, hooks), log_level="warning", timeout_graceful_shutdown=1
-    )
+    app = create_app(config, hooks)
+    options = server_config(config, app)
+    options.timeout_graceful_shutdown = 1
     server = uvicorn.Server(options)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
+    gateway.app = app
     try:
         yield gateway
     finally:
@@ -134,6 +152,24 @@ def publish(config: GatewayConfig, file: Path, name: str) -> str:
         path = vectors.store.new_upload()
         shutil.copyfile(file, path)
         return vectors.publish(path, file_digest(path), Draft(name), None).digest
+
+
+def new_keys(config: GatewayConfig, **scopes: str) -> dict[str, str]:
+    """A key for each tenant, made past the gateway. scopes: of each, with spaces between.
+
+    `acme__ops="operate"` is another key of acme.
+    """
+    with opened(config) as vectors:
+        accounts = Accounts(vectors.catalog.database, vectors.resolver)
+        known: set[str] = set()
+        made = {}
+        for name, wanted in scopes.items():
+            tenant = name.partition("__")[0]
+            if tenant not in known:
+                accounts.create_tenant(By(), tenant)
+                known.add(tenant)
+            made[name] = accounts.create_key(By(), tenant, name, wanted.split())[1]
+        return made
 
 
 def free_port() -> int:

@@ -16,8 +16,9 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from outfitter.cli import app
+from outfitter.commands.listener import listen
 from outfitter.commands.narrator import example, some_name, state_line
-from outfitter.commands.serve import listen, local_model, run
+from outfitter.commands.serve import local_model, run
 from outfitter.config import InvalidConfig
 from outfitter.deps import open_store
 from outfitter.errors import CatalogUnavailable
@@ -223,6 +224,26 @@ def test_a_port_in_use_is_told_before_the_engine_starts(tmp_path: Path) -> None:
         run(make_config(tmp_path, port=port))
 
 
+@pytest.mark.parametrize(("auth", "is_loud"), [("open", True), (None, True), ("keys", False)])
+def test_an_open_gateway_says_so_loudly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], auth: str | None, is_loud: bool
+) -> None:
+    """Before anything else."""
+    port = free_port()
+    config = make_config(tmp_path, port=port, auth=auth)
+    with listen(config), pytest.raises(InvalidConfig):
+        run(config)
+    told = capsys.readouterr().err
+    assert told.startswith("OPEN no keys are asked for on 127.0.0.1") is is_loud
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "gpu.example"])
+def test_an_open_gateway_that_others_reach_is_refused(tmp_path: Path, host: str) -> None:
+    """Keys are not optional there."""
+    options = ("--model", ".", "--store", tmp_path, "--host", host, "--auth", "open")
+    fails(invoke("serve", *options), "--auth 'open'", f"others can reach {host}", "--auth keys")
+
+
 def test_the_example_names_a_vector_of_the_store(tmp_path: Path) -> None:
     """The line that is printed when the server is ready can be pasted as it is."""
     config = make_config(tmp_path)
@@ -232,6 +253,9 @@ def test_the_example_names_a_vector_of_the_store(tmp_path: Path) -> None:
         assert some_name(vectors) == "skill"
     assert '"task_vectors": {"skill": 1.0}' in example(config, "skill")
     assert "task_vectors" not in example(config, None)
+    assert "authorization" not in example(config, None)
+    keyed = example(dataclasses.replace(config, auth="keys"), None)
+    assert '-H "authorization: Bearer $OUTFITTER_API_KEY"' in keyed
 
 
 def test_an_unreadable_catalog_is_told_before_anything_starts(tmp_path: Path) -> None:

@@ -181,8 +181,8 @@ def test_a_bad_request_is_told_what_is_wrong(
     param: str,
 ) -> None:
     """Each mistake has its status, its code and the field it is in."""
-    body = {"model": "base-model", "prompt": "x", "messages": [], **fields}
-    response = client.post(path, json=body)
+    prompt = {"prompt": "x"} if path == "/v1/completions" else {"messages": []}
+    response = client.post(path, json={"model": "base-model", **prompt, **fields})
     assert response.status_code == status, response.text
     error = error_of(response)
     assert (error["code"], error["param"]) == (code, param)
@@ -263,7 +263,7 @@ def test_a_client_that_leaves_aborts_its_request(client: httpx.Client, stream: b
     ("method", "path"),
     [
         ("GET", "/"),
-        ("POST", "/tokenize"),
+        ("POST", "/sleep"),
         ("POST", "/v1/load_lora_adapter"),
         ("POST", "/v1/embeddings"),
         ("GET", "/docs"),

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from outfitter.config import GatewayConfig, InvalidConfig, model_name, parse_size
+from outfitter.config import (
+    GatewayConfig,
+    InvalidConfig,
+    model_name,
+    parse_size,
+    read_limits,
+)
+from outfitter.control.limits import Limits, LimitsBook
 from outfitter.engine.command import engine_command, engine_environment
 from taskvectors.store.settings import TierSettings
 
@@ -77,6 +84,30 @@ def test_the_address_is_known(host: str, is_loopback: bool, url: str) -> None:
     assert config(host=host).url == url
 
 
+@pytest.mark.parametrize(
+    ("host", "auth", "asks"),
+    [
+        ("127.0.0.1", None, False),
+        ("::1", "open", False),
+        ("localhost", "keys", True),
+        ("0.0.0.0", None, True),
+        ("gpu.example", "keys", True),
+    ],
+)
+def test_keys_are_asked_for_where_others_come(host: str, auth: str | None, asks: bool) -> None:
+    """On a loopback address only when that is said."""
+    assert config(host=host, auth=auth).asks_for_keys is asks
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "gpu.example", "10.0.0.1"])
+def test_an_open_gateway_listens_on_loopback_only(host: str) -> None:
+    """And the refusal says what to do."""
+    with pytest.raises(InvalidConfig, match=r"--auth 'open'; others can reach .* --auth keys"):
+        config(host=host, auth="open")
+    with pytest.raises(InvalidConfig, match="unsupported --auth 'none'; choose open, keys"):
+        config(host=host, auth="none")
+
+
 def test_the_name_is_the_folders_last_part(tmp_path: Path) -> None:
     """A given name wins; a repo id is its own name."""
     assert model_name(str(tmp_path), None) == tmp_path.name
@@ -121,16 +152,67 @@ def test_the_urls_of_the_tiers_are_in_the_environment_and_nowhere_else() -> None
 
 
 def test_the_engine_environment() -> None:
-    """Ours wins, defaults give way, and what would open vLLM's LoRA endpoints is gone."""
+    """Ours wins, defaults give way, and what would open or break doors of vLLM is gone."""
+    dangerous = {
+        *("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY"),
+        *("VLLM_ENABLE_RESPONSES_API_STORE", "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"),
+    }
     given = {
         "PATH": "/bin",
         "VLLM_PLUGINS": "other",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_CPU_KVCACHE_SPACE": "4",
+        **dict.fromkeys(dangerous, "1"),
     }
     made = engine_environment(given, TierSettings())
     assert made["PATH"] == "/bin"
     assert made["VLLM_PLUGINS"] == "taskvectors"
     assert made["VLLM_CPU_KVCACHE_SPACE"] == "4"
     assert engine_environment({}, TierSettings())["VLLM_CPU_KVCACHE_SPACE"] == "1"
-    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in made
+    assert not dangerous & made.keys()
+
+
+def test_limits_come_from_a_file(tmp_path: Path) -> None:
+    """YAML, and so JSON, too; without one nothing is limited."""
+    assert read_limits(None) == LimitsBook()
+    for text in (
+        "default:\n  queue: 3\ntenants:\n  acme:\n    pool_share: 0.5\n",
+        '{"default": {"queue": 3}, "tenants": {"acme": {"pool_share": 0.5}}}',
+    ):
+        path = tmp_path / "limits"
+        path.write_text(text)
+        book = read_limits(path)
+        assert book.of("other") == Limits(queue=3)
+        assert book.of("acme") == Limits(queue=3, pool_share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("default: {rpm: 3}", "unknown limit 'rpm'; choose requests_per_minute"),
+        ("tenants: {acme: {queue: -1}}", "tenants.acme: queue must be a whole number from 0"),
+        ("default: [", "while parsing"),
+        ("- 1", "the limits must be an object, not a list"),
+        ("\x00", "special characters are not allowed"),
+    ],
+)
+def test_a_wrong_file_of_limits_is_named(tmp_path: Path, text: str, message: str) -> None:
+    """With what is wrong in it."""
+    path = tmp_path / "limits.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidConfig, match=r"unsupported --limits .*limits\.yaml") as caught:
+        read_limits(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "option"),
+    [
+        ({"max_running": 0}, "--max-running"),
+        ({"max_waiting": -1}, "--max-waiting"),
+        ({"max_wait_s": 0.0}, "--max-wait"),
+    ],
+)
+def test_bounds_of_the_queue_are_checked(settings: dict, option: str) -> None:
+    """By their options' names."""
+    with pytest.raises(InvalidConfig, match=f"unsupported {option} "):
+        GatewayConfig(model=Path("/m"), name="n", store=Path("/s"), **settings)

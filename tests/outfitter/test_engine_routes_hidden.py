@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from outfitter.control.surface import ROUTES
+from tests.outfitter.engine_document import document
 from tests.outfitter.harness import Running
 
 PATHS = (
@@ -31,6 +33,9 @@ PATHS = (
     "/TASKVECTORS/STATS",
     "/v1/taskvectors/stats",
 )
+OURS = {route.path for route in ROUTES} | {"/v1/models", "/metrics"}
+"""What vLLM calls as the gateway calls something of its own."""
+VLLMS = sorted({path for _, path in document()["routes"]} - OURS)
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE")
 BODY = b'{"digests": [], "pin": true}'
 
@@ -50,6 +55,27 @@ def ask(gateway: Running, method: str, target: str) -> tuple[int, bytes]:
         return response.status, response.read()
     finally:
         connection.close()
+
+
+@pytest.mark.parametrize("path", VLLMS)
+def test_no_route_of_vllms_own_reaches_it(gateway: Running, path: str) -> None:
+    """Of all that it can have, in its development mode too: 404 for every method."""
+    target = path.replace("{", "").replace("}", "")
+    for method in METHODS:
+        status, body = ask(gateway, method, target)
+        assert status in (404, 405), (method, target)
+        codes = (b'"unknown_route"', b'"unsupported_route"', b'"method_not_allowed"')
+        assert method == "HEAD" or any(code in body for code in codes), (method, target)
+
+
+def test_the_list_of_vllms_routes_has_the_dangerous_ones() -> None:
+    """Else the test above proves nothing."""
+    assert {
+        *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/invocations", "/sleep"),
+        *("/pause", "/collective_rpc", "/reset_prefix_cache", "/server_info", "/update_weights"),
+        *("/inference/v1/generate", "/adapters", "/scale_elastic_ep", "/abort_requests"),
+        *("/v1/chat/completions/render", "/docs", "/openapi.json", "/load", "/version"),
+    } <= set(VLLMS)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -19,6 +19,10 @@ STATUSES = {
     own.UploadMismatch: (409, "upload_mismatch"),
     own.UploadLocked: (423, "upload_locked"),
     own.TooManyUploads: (429, "too_many_uploads"),
+    own.InvalidLimits: (400, "invalid_limits"),
+    own.NotYours: (403, "not_your_namespace"),
+    own.TenantNotFound: (404, "tenant_not_found"),
+    own.InvalidTenant: (400, "invalid_tenant"),
 }
 
 

@@ -10,7 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner, Result
 
 from outfitter.cli import app
-from outfitter.telemetry import METRICS, SnapshotCollector, markdown_table
+from outfitter.engine import metrics as engine_metrics
+from outfitter.observers.metrics import REQUEST_METRICS
+from outfitter.telemetry import METRICS, Described, SnapshotCollector, markdown_table
 from tests.outfitter.harness import Running, make_config, make_vector, push, running, wait_for
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -31,14 +33,24 @@ def samples(client: httpx.Client) -> dict[str, float]:
     }
 
 
+def sample_names(metrics: tuple[Described, ...]) -> set[str]:
+    """The names under which they are exposed."""
+    ends = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
+    return {item.name + end for item in metrics for end in ends.get(item.kind, ("",))}
+
+
 def test_every_metric_is_documented() -> None:
     """The page is what the code says."""
-    assert markdown_table() in DOCS.read_text()
+    page = DOCS.read_text()
+    assert markdown_table() in page
+    assert markdown_table(REQUEST_METRICS) in page
+    assert engine_metrics.markdown_table() in page
 
 
 def test_every_metric_is_exposed_and_no_other(client: httpx.Client, gateway: Running) -> None:
     """With a name that follows Prometheus' conventions."""
     found = {name.split(" ")[0] for name in samples(client)}
+    found = {name for name in found if not name.startswith("vllm:")} - sample_names(REQUEST_METRICS)
     summaries = {item.name for item in METRICS if item.kind == "summary"}
     expected = {item.name for item in METRICS} - summaries
     expected |= {f"{name}_{end}" for name in summaries for end in ("count", "sum")}

@@ -9,8 +9,17 @@ import pytest
 from typer.testing import CliRunner
 
 from outfitter.cli import app
-from taskvectors.spec import Loadout
-from tests.outfitter.harness import Running, make_config, make_vector, push, running, wait_for
+from outfitter.state.records import Terms
+from taskvectors.spec import Loadout, LoadoutItem
+from tests.outfitter.harness import (
+    Running,
+    make_config,
+    make_vector,
+    opened,
+    push,
+    running,
+    wait_for,
+)
 from tests.outfitter.test_completions import error_of
 
 PATH = "/v1/promotions"
@@ -48,6 +57,19 @@ def test_a_loadout_is_promoted_and_demoted(operator: httpx.Client) -> None:
     assert state["resolved"] == {"method": "linear", "vectors": vectors}
     assert operator.get(PATH).json()["loadout"] == state["loadout"]
     assert operator.delete(PATH).json()["loadout"] is None
+    assert operator.get(PATH).json()["promoted"] is False
+
+
+def test_a_saved_loadout_of_another_base_is_not_promoted(
+    promoting: Running, operator: httpx.Client
+) -> None:
+    """422, as a request for it would be."""
+    digest = operator.get("/v1/task_vectors/skill").json()["digest"].removeprefix("sha256:")
+    loadout = Loadout.build([LoadoutItem(digest, 1.0)])
+    with opened(promoting.config) as vectors:
+        vectors.save_loadout("far/bot", loadout, {}, None, Terms(base_fingerprint="f" * 64))
+    answer = operator.post(PATH, json={"loadout": "far/bot"})
+    assert (answer.status_code, error_of(answer)["code"]) == (422, "base_mismatch")
     assert operator.get(PATH).json()["promoted"] is False
 
 

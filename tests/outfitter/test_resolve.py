@@ -2,8 +2,7 @@
 
 import pytest
 
-from outfitter.control.fields import known_fields
-from outfitter.control.resolve import ResolvedVector, check_fields, parse_body, plan
+from outfitter.control.resolve import MAX_DEPTH, ResolvedVector, parse_body, plan
 from outfitter.control.selection import Modules
 from outfitter.errors import ApiError
 from taskvectors.errors import BaseMismatch, InvalidLoadout
@@ -118,18 +117,22 @@ def test_a_base_without_layers_says_so() -> None:
         plan(requested, resolve, BASE, Modules(["embed.weight"]))
 
 
-def test_fields_come_from_the_engines_own_schema() -> None:
-    """What the engine or OpenAI knows passes; a schema that is not there checks nothing."""
-    schemas = {"CompletionRequest": {"properties": {"min_tokens": {}}}}
-    known = known_fields({"components": {"schemas": schemas}}, "CompletionRequest")
-    check_fields({"min_tokens": 1, "suffix": "x", "task_vectors": {}}, known)
-    with pytest.raises(ApiError, match="unknown field 'min_tokns'"):
-        check_fields({"min_tokns": 1}, known)
-    assert known_fields({}, "CompletionRequest") is None
-    check_fields({"anything": 1}, None)
-
-
 def test_a_key_that_occurs_twice_is_named() -> None:
     """JSON leaves open which one counts, so neither does."""
     with pytest.raises(ApiError, match="'json' occurs twice"):
         parse_body(b'{"task_vectors": {"json": 1, "json": 2}}')
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_a_body_has_only_so_many_levels(kind: type) -> None:
+    """The deepest that is read is read, one more is refused, and width is no depth."""
+    before, after = (b"[", b"]") if kind is list else (b'{"a":', b"}")
+    for levels, is_read in ((MAX_DEPTH, True), (MAX_DEPTH + 1, False), (100_000, False)):
+        inner = levels - 1
+        text = b'{"x":' + before * inner + b"1" + after * inner + b"}"
+        if is_read:
+            assert "x" in parse_body(text)
+        else:
+            with pytest.raises(ApiError, match=r"nested too deeply|not valid JSON"):
+                parse_body(text)
+    assert parse_body(b'{"x":[' + b"[1]," * 10_000 + b"[]]}")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from outfitter.control.surface import Dialect
 from outfitter.engine.rewrite import Identity, StreamRewriter
 
 NAME = b"tv:" + b"a" * 64
@@ -71,6 +72,45 @@ def test_a_stream_is_the_same_however_it_is_cut(size: int) -> None:
     described = first + b',"task_vectors":' + json.dumps(VECTORS, separators=(",", ":")).encode()
     expected = [b": ping", described + b"}", event(trap, b"my model").strip(), b"data: [DONE]"]
     assert result == b"\n\n".join(expected) + b"\n\n"
+
+
+RESPONSE = b'event: response.created\ndata: {"response":{"id":1,"tools":[{"model":"x"}],'
+MESSAGE = b'event: message_start\ndata: {"type":"message_start","message":{"a":{"model":"x"},'
+
+
+@pytest.mark.parametrize(
+    ("dialect", "head"), [(Dialect.RESPONSES, RESPONSE), (Dialect.ANTHROPIC, MESSAGE)]
+)
+def test_the_model_is_put_back_in_what_an_event_carries(dialect: Dialect, head: bytes) -> None:
+    """Not in the tools, nor in what the model calls with."""
+    identity = Identity("my model", "sha256:1", None, dialect)
+    event = head + TOKEN + b"}}\n\n"
+    assert StreamRewriter(identity).feed(event) == head + b'"model":"my model"}}\n\n'
+    other = b'data: {"item":{' + TOKEN + b'},"arguments":[{"response":{' + TOKEN + b"}}]}\n\n"
+    assert StreamRewriter(identity).feed(other) == other
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 10_000])
+def test_named_events_are_whole_or_not_there(size: int) -> None:
+    """Whatever was sent when a stream breaks off ends with an event."""
+    identity = Identity("my model", "sha256:1", None, Dialect.RESPONSES)
+    whole = b"event: a\ndata: 1\n\nevent: b\ndata: 2\n\n"
+    rewriter = StreamRewriter(identity)
+    cut = whole + b"event: c\n"
+    sent = b"".join(rewriter.feed(cut[i : i + size]) for i in range(0, len(cut), size))
+    assert sent == whole
+    assert rewriter.feed(b"data: 3\n\n") == b"event: c\ndata: 3\n\n"
+
+
+def test_a_text_about_errors_is_no_error() -> None:
+    """Only an event of this type is one."""
+    identity = Identity("my model", dialect=Dialect.RESPONSES)
+    for data in (b'{"delta":"x","item":{"type":"error"}}', b'{"type": "error", ]'):
+        event = b"event: x\ndata: " + data + b"\n\n"
+        assert StreamRewriter(identity).feed(event) == event
+    failed = b'event: error\ndata: {"code":"x","message":"no","type":"error"}\n\n'
+    data = json.loads(StreamRewriter(identity).feed(failed).split(b"data: ")[1])
+    assert (data["type"], data["error"]["message"]) == ("error", "no")
 
 
 def test_only_the_first_event_is_described() -> None:

@@ -4,10 +4,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from taskvectors.errors import (
     EngineUnavailable,
@@ -22,12 +21,18 @@ from taskvectors.format import check_against_base
 from taskvectors.spec import Loadout
 from taskvectors.store.tiered import TieredFiles
 from taskvectors.vllm_plugin.config import PluginConfig
-from taskvectors.vllm_plugin.ledger import Entry, Ledger, Reservation
+from taskvectors.vllm_plugin.ledger import Ledger, Reservation
+from taskvectors.vllm_plugin.line import Line, Waiter
 from taskvectors.vllm_plugin.pool import AWAY, FAILED, MISSING, READY
+from taskvectors.vllm_plugin.shares import Entry
+from taskvectors.vllm_plugin.tenant import ASKING, Tenant
 
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
 
 FIRST_POLL_S, LONGEST_POLL_S = 0.001, 0.05
+MAX_TOLD = 64
+"""Tenants of which numbers are told."""
+SENT_AWAY = "the line for room in the pool is full, mostly with requests of this tenant; try again"
 UNANSWERED = "the engine does not answer; try again"
 FAILURES: Mapping[str, type[TaskVectorError]] = {
     FAILED: VectorLoadFailed,
@@ -70,15 +75,6 @@ class Held:
     loads: tuple[Loading, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Waiter:
-    """A request that waits for room: `held` is set when it gets it."""
-
-    needs: Mapping[str, int]
-    since: float
-    held: asyncio.Future[Held]
-
-
 class Admission:
     """Reserves room in the pool for loadouts and loads what is missing, once per vector.
 
@@ -100,7 +96,8 @@ class Admission:
         self._files = files
         self._ledger = Ledger(config.pool_bytes, config.max_vectors)
         self._loading: dict[str, Loading] = {}
-        self._queue: deque[Waiter] = deque()
+        self._line = Line(config.max_waiting)
+        self._next_look: asyncio.TimerHandle | None = None
         self._poller: asyncio.Task[None] | None = None
         self._prefetches: set[asyncio.Future[None]] = set()
         self._num_loads = self._num_evictions = 0
@@ -109,10 +106,12 @@ class Admission:
     async def admit(self, loadout: Loadout) -> AsyncIterator[None]:
         """Hold the loadout's vectors, all of them ready, while the context is open.
 
+        They count for the tenant in `ASKING`.
+
         Raises VectorNotFound, TierUnavailable, BaseMismatch, InvalidFile, PoolTooSmall, PoolBusy,
         VectorLoadFailed, EngineUnavailable.
         """
-        held = await self._reserve(await self._needs(loadout.digests))
+        held = await self._reserve(await self._needs(loadout.digests), ASKING.get())
         try:
             await self._make_ready(held)
             yield
@@ -125,9 +124,9 @@ class Admission:
         The caller lets go of it with `release`. Raises what `admit` raises, except PoolBusy.
         """
         needs = {digest: await self.nbytes(digest)}
-        if not self._ledger.fits(needs) and (self._queue or not may_evict):
+        if not self._ledger.fits(needs) and (len(self._line) or not may_evict):
             return None
-        held = self._try_reserve(needs)
+        held = self._try_reserve(needs, None, force=True)
         if held is not None:
             try:
                 await self._make_ready(held)
@@ -141,7 +140,7 @@ class Admission:
         entry = self._ledger.entry(digest)
         if entry is None or digest in self._loading:
             return None
-        return self._try_reserve({digest: entry.nbytes})
+        return self._try_reserve({digest: entry.nbytes}, None)
 
     @property
     def free(self) -> tuple[int, int]:
@@ -165,7 +164,21 @@ class Admission:
             "budget": self._config.pool_bytes,
             "loads": self._num_loads,
             "evictions": self._num_evictions,
-            "waiting": len(self._queue),
+            "waiting": len(self._line),
+        }
+
+    def tenants(self) -> dict[str, dict[str, float]]:
+        """What each active tenant holds, by its tag; of at most MAX_TOLD, those with most."""
+        division = self._ledger.division()
+        tags = sorted(division.parts, key=lambda tag: division.held(tag).nbytes, reverse=True)
+        return {
+            tag: {
+                "nbytes": round(division.held(tag).nbytes),
+                "vectors": round(division.held(tag).columns, 3),
+                "share": round(division.parts[tag], 6),
+                "waiting": self._line.num_waiting(tag),
+            }
+            for tag in tags[:MAX_TOLD]
         }
 
     async def _needs(self, digests: Iterable[str]) -> dict[str, int]:
@@ -189,17 +202,21 @@ class Admission:
             raise
         return nbytes
 
-    async def _reserve(self, needs: Mapping[str, int]) -> Held:
-        if self._may_pass(needs) and (held := self._try_reserve(needs)):
+    async def _reserve(self, needs: Mapping[str, int], tenant: Tenant) -> Held:
+        if self._may_pass(needs) and (held := self._try_reserve(needs, tenant)):
             return held
-        if len(self._queue) >= self._config.max_waiting:
-            raise PoolBusy(f"{len(self._queue)} requests wait for room in the pool; try again")
-        turn = Waiter(needs, time.monotonic(), asyncio.get_running_loop().create_future())
-        self._queue.append(turn)
+        loop = asyncio.get_running_loop()
+        turn = Waiter(needs, time.monotonic(), loop.create_future(), tenant)
+        if (pushed := self._line.join(turn)) is not None and not pushed.held.done():
+            pushed.held.set_exception(PoolBusy(SENT_AWAY))
         self._prefetch([digest for digest in needs if self._ledger.entry(digest) is None])
+        if self._line.num_tenants > 1:  # those before it may wait for their own share
+            self._serve_queue()
+        else:
+            self._look_again_later()
         try:
             async with asyncio.timeout(self._config.admission_timeout_s):
-                return await turn.held
+                return cast("Held", await turn.held)
         except BaseException as error:
             self._leave_queue(turn)
             if not isinstance(error, TimeoutError):
@@ -208,6 +225,11 @@ class Admission:
                 f"no room in the pool within {self._config.admission_timeout_s:g} s: its"
                 f" {self._config.pool_bytes} bytes are taken by vectors in use; try again"
             ) from None
+
+    @property
+    def _patience_s(self) -> float:
+        """Who has been first for so long is passed by nobody, and takes what is not in use."""
+        return self._config.admission_timeout_s / 2
 
     def _prefetch(self, digests: list[str]) -> None:
         """Use the time in the queue; whether it helps, the load will tell."""
@@ -225,17 +247,19 @@ class Admission:
     def _may_pass(self, needs: Mapping[str, int]) -> bool:
         """Whether a request need not queue: nobody does, or it takes no room.
 
-        Once the first in the queue has waited for half of its time, everybody queues: vectors
+        Once who came first has waited for half of its time, everybody queues: vectors
         that are always in use would else never make room.
         """
-        if not self._queue:
+        if (oldest := self._line.oldest) is None:
             return True
-        is_patient = time.monotonic() - self._queue[0].since < self._config.admission_timeout_s / 2
+        is_patient = time.monotonic() - oldest.since < self._patience_s
         return is_patient and all(self._ledger.entry(digest) for digest in needs)
 
-    def _try_reserve(self, needs: Mapping[str, int]) -> Held | None:
+    def _try_reserve(
+        self, needs: Mapping[str, int], tenant: Tenant | None, *, force: bool = False
+    ) -> Held | None:
         """Reserve and order what is missing, with no await between: nobody sees a half of it."""
-        reservation = self._ledger.reserve(needs)
+        reservation = self._ledger.reserve(needs, tenant, force=force)
         if reservation is None:
             return None
         for digest in reservation.evict:
@@ -264,20 +288,62 @@ class Admission:
         self._serve_queue()
 
     def _serve_queue(self) -> None:
-        """Give room to those who wait, strictly in turn."""
-        while self._queue:
-            if not self._queue[0].held.done():
-                held = self._try_reserve(self._queue[0].needs)
-                if held is None:
-                    return
-                self._queue[0].held.set_result(held)
-            self._queue.popleft()
+        """Give room to those who wait, strictly in turn by tenant.
+
+        Who asks for more than its share is passed by.
+        """
+        while any(self._serve(turn, force=force) for turn, force in self._in_turn()):
+            pass
+        self._look_again_later()
+
+    def _in_turn(self) -> Iterator[tuple[Waiter, bool]]:
+        """Who may be served, and whether by force.
+
+        First who has been the first of its tenant for long, through no fault of its own: it is
+        passed by nobody. Then the others by turns, and nobody behind one within its share.
+        """
+        heads = self._line.heads()
+        if entitled := [turn for turn in heads if self._is_entitled(turn)]:
+            yield min(entitled, key=self._line.first_since), True
+            return
+        for turn in heads:
+            yield turn, False
+            if not self._ledger.exceeds_share(turn.needs, turn.tenant):
+                return
+
+    def _is_entitled(self, turn: Waiter) -> bool:
+        if time.monotonic() - self._line.first_since(turn) < self._patience_s:
+            return False
+        waits_for_itself = self._ledger.is_running(turn.tenant)
+        return not (waits_for_itself and self._ledger.exceeds_share(turn.needs, turn.tenant))
+
+    def _serve(self, turn: Waiter, *, force: bool) -> bool:
+        """Whether a request need not wait any more."""
+        if not turn.held.done():
+            held = self._try_reserve(turn.needs, turn.tenant, force=force)
+            if held is None:
+                return False
+            turn.held.set_result(held)
+        self._line.served(turn)
+        return True
+
+    def _look_again_later(self) -> None:
+        """When the next one has been first for long: nobody else may come and end that wait."""
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+        now = time.monotonic()
+        waits = [
+            self._line.first_since(turn) + self._patience_s - now for turn in self._line.heads()
+        ]
+        if waits := [wait for wait in waits if wait > 0]:
+            loop = asyncio.get_running_loop()
+            self._next_look = loop.call_later(min(waits), self._serve_queue)
 
     def _leave_queue(self, turn: Waiter) -> None:
         """Whoever waited is gone, perhaps in the moment in which it was served."""
-        if turn in self._queue:
-            self._queue.remove(turn)
-        if turn.held.done() and not turn.held.cancelled():
+        self._line.leave(turn)
+        if turn.held.done() and not turn.held.cancelled() and turn.held.exception() is None:
             self._ledger.release(turn.held.result().reservation)
         self._serve_queue()
 

@@ -1,8 +1,8 @@
 """The HTTP side in vLLM's API server: a request that carries a loadout is admitted, then served.
 
 The request names the loadout's `engine_name` as its model and carries the canonical loadout in
-the header `x-taskvectors-loadout`. Routes of our own (control.py) are answered here. Any other
-request passes untouched.
+the header `x-taskvectors-loadout`, and its tenant in the headers of tenant.py, if it has one.
+Routes of our own (control.py) are answered here. Any other request passes untouched.
 """
 
 import asyncio
@@ -32,6 +32,7 @@ from taskvectors.errors import (
 from taskvectors.spec import Loadout
 from taskvectors.vllm_plugin import control
 from taskvectors.vllm_plugin.service import LoadoutService
+from taskvectors.vllm_plugin.tenant import ASKING, tenant_of
 
 HEADER = b"x-taskvectors-loadout"
 LINGER_S = 2.0
@@ -118,6 +119,7 @@ class LoadoutMiddleware:
     async def _serve(self, text: str, scope: Scope, inbox: "Inbox", send: Send) -> None:
         async with contextlib.AsyncExitStack() as stack:
             try:
+                ASKING.set(tenant_of(scope["headers"]))
                 context = self._of(scope).serve(Loadout.from_canonical(text))
                 if not await _enter_unless_left(stack, context, inbox):
                     return

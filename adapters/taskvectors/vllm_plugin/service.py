@@ -113,7 +113,11 @@ class LoadoutService:
 
         Raises EngineUnavailable.
         """
-        own = {"pool": self._admission.stats(), "placement": self._planner.stats()}
+        own = {
+            "pool": self._admission.stats(),
+            "tenants": self._admission.tenants(),
+            "placement": self._planner.stats(),
+        }
         return {**await self._worker.stats(), **own}
 
 

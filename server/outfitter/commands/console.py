@@ -41,6 +41,11 @@ out = _result_console()
 err = _SafeConsole(stderr=True)
 
 
+def say(line: str) -> None:
+    """A sentence to the person, beside the result; never wrapped, never styled."""
+    err.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+
+
 def byte_progress() -> Progress:
     """A bar in bytes, with the rate."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())

@@ -60,13 +60,20 @@ def read_loadout(
             return read_spec(spec, names)
     if not vectors:
         raise InvalidConfig("name the vectors to merge, such as a.safetensors=0.7, or use --spec")
-    value: dict[str, Any] = {
+    value = request_of(vectors, method, settings)
+    with opened(store) as names:
+        return resolve_spec(value, Path(), names)
+
+
+def request_of(
+    vectors: list[str], method: str | None, settings: list[str] | None
+) -> dict[str, Any]:
+    """What the command line says, as the `task_vectors` of a request; raises InvalidConfig."""
+    return {
         **_settings(settings or []),
         "vectors": [_entry(text) for text in vectors],
         "method": method or "linear",
     }
-    with opened(store) as names:
-        return resolve_spec(value, Path(), names)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import uvicorn
 from rich.markup import escape
 from rich.text import Text
 
+from outfitter.client import KEY_VARIABLE
 from outfitter.commands.console import count_progress, err
 from outfitter.config import GatewayConfig
 from outfitter.deps import Hooks
@@ -17,14 +18,19 @@ from outfitter.vectors import Vectors
 from taskvectors.errors import TaskVectorError
 
 log = logging.getLogger(__name__)
+engine_log = logging.getLogger("outfitter.engine")
 
 
 class Narrator:
-    """Tells the person at the terminal what happens, and stops the server when it cannot serve."""
+    """Tells the person at the terminal what happens, and stops the server when it cannot serve.
+
+    Where the log is JSON nobody sits at a terminal: then all of this goes to the log.
+    """
 
     def __init__(self, config: GatewayConfig, vectors: Vectors) -> None:
         self._config = config
         self._vectors = vectors
+        self._is_json = config.log_format == "json"
         self._bar = count_progress()
         self.server: uvicorn.Server | None = None
         self.has_failed = False
@@ -39,7 +45,8 @@ class Narrator:
 
     def __enter__(self) -> "Narrator":
         self._announce(state_line(self._config))
-        self._spinner.start()
+        if not self._is_json:
+            self._spinner.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,10 +54,16 @@ class Narrator:
         self._spinner.stop()
 
     def _announce(self, text: str) -> None:
+        if self._is_json:
+            log.info("%s", text)
+            return
         self._spinner.update(escape(text))
         err.print(f"[bold cyan]outfitter[/] {escape(text)}", highlight=False, soft_wrap=True)
 
     def _engine_log(self, line: str) -> None:
+        if self._is_json:
+            engine_log.info("%s", line)
+            return
         text = Text(f"engine | {line}", style="dim")
         err.print(text, highlight=False, soft_wrap=True)
 
@@ -61,6 +74,8 @@ class Narrator:
 
     def _on_warming(self, done: int, total: int) -> None:
         """The spinner has stopped by now: a terminal shows one of them at a time."""
+        if self._is_json:
+            return
         if not self._bar.tasks:
             self._bar.add_task("warming pinned task vectors")
             self._bar.start()
@@ -72,7 +87,10 @@ class Narrator:
     def _on_failure(self, text: str) -> None:
         self.has_failed = True
         self._spinner.stop()
-        err.print(f"[bold red]error[/] {escape(text)}", highlight=False, soft_wrap=True)
+        if self._is_json:
+            log.error("%s", text)
+        else:
+            err.print(f"[bold red]error[/] {escape(text)}", highlight=False, soft_wrap=True)
         if self.server is not None:
             self.server.should_exit = True
 
@@ -83,7 +101,8 @@ def example(config: GatewayConfig, name: str | None) -> str:
     fields = {"model": config.name, "max_tokens": 40, "messages": [question]}
     body = json.dumps({**fields, "task_vectors": {name: 1.0}} if name else fields)
     url = f"{config.url}/v1/chat/completions"
-    return f"curl {url} -H 'content-type: application/json' -d {shlex.quote(body)}"
+    key = f' -H "authorization: Bearer ${KEY_VARIABLE}"' if config.asks_for_keys else ""
+    return f"curl {url}{key} -H 'content-type: application/json' -d {shlex.quote(body)}"
 
 
 def state_line(config: GatewayConfig) -> str:

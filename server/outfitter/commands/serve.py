@@ -1,9 +1,10 @@
 """`outfitter serve`: the gateway with its engine, from start to the last drained request."""
 
 import asyncio
+import logging
+import os
 import resource
 import signal
-import socket
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -16,9 +17,11 @@ from rich.markup import escape
 
 from outfitter.app import create_app
 from outfitter.commands.console import err
+from outfitter.commands.listener import listen, server_config
 from outfitter.commands.narrator import Narrator
 from outfitter.commands.options import (
     DEFAULT_PREFIX,
+    LIMITS_VARIABLE,
     TRUST_VARIABLE,
     DatabaseOption,
     OriginOption,
@@ -32,12 +35,15 @@ from outfitter.config import (
     parse_seconds,
     parse_size,
     parse_tiers,
+    read_limits,
 )
 from outfitter.deps import open_store
+from outfitter.observers import logs
+from outfitter.observers.tracing import open_tracing
 from taskvectors.store.settings import TIERS, TierSettings
 
-BACKLOG = 2048
-KEEP_ALIVE_S = 65
+log = logging.getLogger(__name__)
+
 OPEN_FILES = 65536
 """Wished for: a request in flight takes two."""
 
@@ -68,6 +74,22 @@ def serve(
     ] = False,
     max_upload_bytes: Annotated[str, typer.Option(help="Largest file to accept.")] = "4GiB",
     max_body_bytes: Annotated[str, typer.Option(help="Largest request to accept.")] = "32MiB",
+    limits: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=LIMITS_VARIABLE,
+            help="YAML or JSON: what tenants may use; see docs/quotas.md.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    max_running: Annotated[
+        int, typer.Option(help="Requests in the engine at once; others wait, fair by tenant.")
+    ] = GatewayConfig.max_running,
+    max_waiting: Annotated[
+        int, typer.Option(help="Requests that may wait for their turn.")
+    ] = GatewayConfig.max_waiting,
+    max_wait: Annotated[str, typer.Option(help="How long a request may wait for it.")] = "60s",
     max_model_len: Annotated[int | None, typer.Option(help="Longest context in tokens.")] = None,
     database_url: DatabaseOption = None,
     redis_url: RedisOption = None,
@@ -97,6 +119,13 @@ def serve(
         bool,
         typer.Option("--allow-promotions", help="Clients may promote: change the resident base."),
     ] = False,
+    auth: Annotated[
+        str | None,
+        typer.Option(
+            help="keys: every request needs one; open: none does, on a loopback address only.",
+            show_default="open on a loopback address, else keys",
+        ),
+    ] = None,
     trust: Annotated[
         Path | None,
         typer.Option(
@@ -112,6 +141,26 @@ def serve(
     drain_seconds: Annotated[
         int, typer.Option(help="How long running requests may finish when stopping.")
     ] = 30,
+    stall_seconds: Annotated[
+        int, typer.Option(help="How long a client may take no bytes of its answer.")
+    ] = 60,
+    ssl_certfile: Annotated[
+        Path | None, typer.Option(help="Serve TLS with this certificate chain, in PEM.")
+    ] = None,
+    ssl_keyfile: Annotated[
+        Path | None, typer.Option(help="The certificate's key, without a password.")
+    ] = None,
+    proxy_headers: Annotated[
+        bool,
+        typer.Option("--proxy-headers", help="Believe X-Forwarded-For and -Proto of a proxy."),
+    ] = False,
+    forwarded_allow_ips: Annotated[
+        str, typer.Option(help="Proxies that are believed: addresses or networks, with commas.")
+    ] = "127.0.0.1",
+    log_format: Annotated[str, typer.Option(help="text, or json: an object a line.")] = "text",
+    access_log: Annotated[
+        bool, typer.Option("--access-log/--no-access-log", help="Log each request; no prompts.")
+    ] = True,
     engine_args: Annotated[
         list[str] | None, typer.Argument(help="After --: further arguments for vLLM.")
     ] = None,
@@ -144,13 +193,25 @@ def serve(
         pins=tuple(pin or ()),
         pull_from=tuple(allow_pull or ()),
         allow_promotions=allow_promotions,
+        auth=auth,
         trust=trust,
         quarantine_bytes=parse_size(quarantine_bytes),
         max_upload_bytes=parse_size(max_upload_bytes),
         max_body_bytes=parse_size(max_body_bytes),
+        max_running=max_running,
+        max_waiting=max_waiting,
+        max_wait_s=parse_seconds(max_wait),
+        limits=read_limits(limits),
         max_model_len=max_model_len,
         model_as_given=model,
         drain_seconds=drain_seconds,
+        stall_seconds=stall_seconds,
+        ssl_certfile=ssl_certfile,
+        ssl_keyfile=ssl_keyfile,
+        proxy_headers=proxy_headers,
+        forwarded_allow_ips=forwarded_allow_ips,
+        log_format=log_format,
+        access_log=access_log,
         engine_args=tuple(engine_args or ()),
     )
     raise typer.Exit(run(config))
@@ -162,21 +223,15 @@ def run(config: GatewayConfig, **hooks: Any) -> int:
     `hooks` replaces fields of `Hooks`.
     """
     _exit_on_signals()
-    if not config.is_loopback:
-        warning = "there is no authentication: whoever reaches this port can use and change it"
-        err.print(f"[bold red]WARNING[/] listening on {escape(config.host)}; {warning}")
+    logs.configure(config.log_format, access_log=config.access_log)
+    if not config.asks_for_keys:
+        _say_open(config)
+    tracing = open_tracing(os.environ)
     listener = listen(config)
     vectors = open_store(config)
     narrator = Narrator(config, vectors)
-    given = {"open_vectors": lambda _: vectors, **hooks}
-    options = uvicorn.Config(
-        create_app(config, replace(narrator.hooks, **given)),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=config.drain_seconds,
-    )
+    given = {"open_vectors": lambda _: vectors, "open_tracing": lambda: tracing, **hooks}
+    options = server_config(config, create_app(config, replace(narrator.hooks, **given)))
     server = narrator.server = uvicorn.Server(options)
     _allow_open_files()
     with narrator, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -184,13 +239,15 @@ def run(config: GatewayConfig, **hooks: Any) -> int:
     return 1 if narrator.has_failed else 0
 
 
-def listen(config: GatewayConfig) -> socket.socket:
-    """The listening socket, bound before anything expensive starts; raises InvalidConfig."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    try:
-        return socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise InvalidConfig(f"cannot listen on {config.host}:{config.port}: {error}") from error
+def _say_open(config: GatewayConfig) -> None:
+    warning = (
+        f"no keys are asked for on {config.host}: whoever reaches this port can use, change and"
+        " delete everything; --auth keys asks for them"
+    )
+    if config.log_format == "json":
+        log.warning("OPEN %s", warning)
+    else:
+        err.print(f"[bold red]OPEN[/] {escape(warning)}", soft_wrap=True)
 
 
 def local_model(model: str) -> Path:

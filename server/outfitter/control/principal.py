@@ -1,11 +1,13 @@
 """Who asks: the tenant, its key, and what that key may do. Pure."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 OPEN_TENANT = "open"
 """The one tenant of a gateway without keys."""
+LOCAL_TENANT = "local"
+"""Whoever works on a store's database directly, with a command."""
 
 
 class Scope(StrEnum):
@@ -25,12 +27,17 @@ class Scope(StrEnum):
 class Principal:
     """On whose behalf a request is served.
 
-    tenant: its name. key: the visible prefix of the key, None where none was needed.
+    tenant: its name. key: the visible prefix of the key, None where none was needed. namespaces:
+    those that the tenant owns, in lower case. limits: what the operator said of the tenant.
+    cache_secret: of the tenant; keeps its prefix cache apart, empty where there is one tenant only.
     """
 
     tenant: str
     key: str | None
     scopes: frozenset[Scope]
+    namespaces: frozenset[str] = frozenset()
+    limits: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
+    cache_secret: bytes = field(default=b"", repr=False, compare=False)
 
     def may(self, scope: Scope) -> bool:
         """Whether the key has a scope."""
@@ -44,3 +51,5 @@ class Principal:
 
 OPEN = Principal(OPEN_TENANT, None, frozenset(Scope))
 """Whoever reaches a gateway that asks for no keys: may do all."""
+LOCAL = Principal(LOCAL_TENANT, None, frozenset(Scope))
+"""Whoever can write to the store's database: may do all."""

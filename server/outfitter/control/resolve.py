@@ -1,10 +1,11 @@
 """From what a request asks for to what the engine is told: pure decisions, no I/O."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from outfitter.control.fields import TASK_VECTORS
 from outfitter.control.selection import Modules
 from outfitter.errors import ApiError
 from taskvectors.errors import BaseMismatch, InvalidLoadout
@@ -18,7 +19,8 @@ from taskvectors.spec import (
     parse_task_vectors,
 )
 
-TASK_VECTORS = "task_vectors"
+MAX_DEPTH = 64
+"""How deep objects and lists of a body may be nested; a tool's JSON schema needs a dozen."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +56,22 @@ def parse_body(raw: bytes) -> dict[str, object]:
         raise ApiError(400, f"the body is not valid JSON: {error}", "invalid_json") from error
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object", "invalid_json")
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deeper(body, MAX_DEPTH):
+        message = f"the body is nested too deeply: at most {MAX_DEPTH} levels are read"
+        raise ApiError(400, message, "invalid_json")
     return body
 
 
-def check_model(body: Mapping[str, object], served: Sequence[str]) -> str:
-    """The model that the request names, one of `served`; raises ApiError for any other."""
+def model_of(body: Mapping[str, object], example: str) -> str:
+    """The model that the request names; raises ApiError (400) where that is no string.
+
+    example: one that exists.
+    """
     asked = body.get("model")
     if not isinstance(asked, str):
-        message = f"model must be a string: use {served[0]!r}"
+        message = f"model must be a string: use {example!r}"
         raise ApiError(400, message, "missing_model" if asked is None else None, "model")
-    if asked not in served:
-        message = f"the model {asked[:200]!r} does not exist; this server serves {served[0]!r}"
-        raise ApiError(404, message, "model_not_found", "model")
     return asked
-
-
-def check_fields(body: Mapping[str, object], known: frozenset[str] | None) -> None:
-    """Raise ApiError for a field that nobody would read; None knows them all."""
-    if known is None:
-        return
-    if unknown := sorted(body.keys() - known - {TASK_VECTORS}):
-        message = f"unknown field {unknown[0][:200]!r}: neither OpenAI's API nor the engine has it"
-        raise ApiError(400, message, "unknown_parameter", unknown[0][:200])
 
 
 def requested_loadout(body: Mapping[str, object]) -> RequestedLoadout | None:
@@ -142,6 +138,17 @@ def _describe(vector: RequestedVector, resolved: ResolvedVector) -> dict[str, ob
         "weight": vector.weight,
         **vector.selection.to_json(),
     }
+
+
+def _is_deeper(body: object, depth: int) -> bool:
+    """Whether objects and lists are nested deeper; one level at a time, without recursion."""
+    level: list[Any] = [body]
+    for _ in range(depth):
+        children = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [x for some in children for x in some if isinstance(x, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -19,9 +19,11 @@ _SETTINGS = {
     "HF_HUB_OFFLINE": "1",
 }
 _DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1"}
-# Runtime LoRA endpoints take any path; an API key would lock the gateway itself out.
+# Runtime LoRA endpoints take any path; an API key would lock the gateway itself out; stored
+# responses are never dropped; request ids of clients may be the same, and must not be the engine's.
 _REMOVED = (
     *("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY"),
+    *("VLLM_ENABLE_RESPONSES_API_STORE", "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"),
     *("OUTFITTER_DATABASE_URL", "OUTFITTER_REDIS_URL", "OUTFITTER_ORIGIN_URL"),
 )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 
+from outfitter.engine.hidden import Fingerprint
 from outfitter.errors import ApiError, engine_died, shorten, unavailable
 from taskvectors.errors import EngineUnavailable
 
@@ -15,9 +16,12 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
 STATS_TIMEOUT_S = 1.0
+MAX_METRICS_BYTES = 4 * 2**20
 PREFETCH_TIMEOUT_S = 600.0
 PROMOTION_TIMEOUT_S = 1800.0
 """Running requests finish first."""
+READ_BYTES = 2**16
+"""Held of an answer while the client does not take it: up to twice as much, and twice again."""
 ENGINE_KEEP_ALIVE_S = 30
 """The engine keeps idle connections so long; the gateway reuses younger ones only."""
 _ORIGIN = "http://engine"
@@ -35,9 +39,10 @@ class Relay:
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             auto_decompress=False,
-            read_bufsize=2**18,
+            read_bufsize=READ_BYTES,
             skip_auto_headers=("user-agent", "accept-encoding"),
         )
+        self.fingerprint = Fingerprint()
 
     async def close(self) -> None:
         """Close every connection to the engine."""
@@ -65,6 +70,20 @@ class Relay:
     async def stats(self) -> dict[str, Any]:
         """What the engine's tiers and pool have done; raises EngineUnavailable."""
         return await self._json("GET", "/taskvectors/stats", STATS_TIMEOUT_S)
+
+    async def metrics(self) -> str:
+        """What vLLM itself tells Prometheus; raises EngineUnavailable."""
+        timeout = aiohttp.ClientTimeout(total=STATS_TIMEOUT_S)
+        try:
+            async with self._session.get(_ORIGIN + "/metrics", timeout=timeout) as response:
+                content = await response.content.read(MAX_METRICS_BYTES)
+                while len(content) < MAX_METRICS_BYTES and not response.content.at_eof():
+                    content += await response.content.read(MAX_METRICS_BYTES - len(content))
+        except (TimeoutError, aiohttp.ClientError, OSError, RuntimeError) as error:
+            raise EngineUnavailable(f"the engine does not answer /metrics: {error!r}") from error
+        if response.status != 200:
+            raise EngineUnavailable(f"the engine answers /metrics with {response.status}")
+        return content.decode(errors="replace")
 
     async def prefetch(self, digests: Sequence[str], *, pin: bool) -> dict[str, str]:
         """Let the engine load vectors; `ready`, `memory` or `failed: why` of each digest.

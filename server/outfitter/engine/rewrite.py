@@ -5,14 +5,18 @@ The bytes are never parsed and written again: what the engine said stays as it s
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from outfitter.errors import ApiError, engine_died, type_for_status
+from outfitter.control.surface import MODEL_HOLDERS, Dialect
+from outfitter.errors import ApiError, anthropic_type, engine_died, type_for_status
 
 _MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]')
 _ENGINE_NAME = re.compile(r"tv:[0-9a-f]{64}")
+_TYPE_ERROR = re.compile(rb'"type"\s*:\s*"error"')
+_OPENING, _CLOSING = (b"{", b"["), (b"}", b"]")
+_MAX_KEY = 32
 _CORE_DIED = "EngineCore encountered an issue"
 _SOCKET = re.compile(r"(?:/[\w.+-]+)+/engine\.sock\b")
 
@@ -25,7 +29,10 @@ class Identity:
     loadout: str = "base"
     """The value of the `x-outfitter-loadout` header."""
     task_vectors: dict[str, object] | None = None
-    """The object for the body; None when the client did not ask for task vectors."""
+    """The object for the body; None when neither the client nor its model has task vectors."""
+    dialect: Dialect = Dialect.OPENAI
+    saved_model: str | None = None
+    """The saved loadout that is the model, as `acme/support-bot@3`; None for the base."""
 
     def scrub(self, text: str) -> str:
         """`text` without the engine's internal names."""
@@ -36,9 +43,14 @@ class Identity:
         return self.describe(self.rename(body))
 
     def rename(self, body: bytes) -> bytes:
-        """Put the client's model name in the top-level `model` of a JSON object."""
+        """Put the client's model name where an answer or event has the engine's: at its top level.
+
+        In a dialect of events also in the object that an event carries.
+        """
+        holders = MODEL_HOLDERS[self.dialect]
         for match in _MODEL.finditer(body):
-            if _is_top_level(body, match.start()):
+            keys = _keys(body, match.start())
+            if keys == () or (keys is not None and len(keys) == 1 and keys[0] in holders):
                 name = b'"model":' + json.dumps(self.model).encode()
                 return body[: match.start()] + name + body[match.end() :]
         return body
@@ -55,20 +67,26 @@ class Identity:
 
 @dataclass
 class StreamRewriter:
-    """Rewrites server-sent events line by line, whatever way the network cut them."""
+    """Rewrites server-sent events, whatever way the network cut them."""
 
     identity: Identity
     has_described: bool = False
     _rest: list[bytes] = field(default_factory=list)
 
     def feed(self, chunk: bytes) -> bytes:
-        """The rewritten lines that `chunk` completes."""
+        """What `chunk` completes: rewritten lines, or whole events where events have names.
+
+        So a stream that breaks off never leaves a name without data behind.
+        """
+        self._rest.append(chunk)
         if b"\n" not in chunk:
-            self._rest.append(chunk)
             return b""
-        complete, _, rest = (b"".join(self._rest) + chunk).rpartition(b"\n")
+        end = b"\n" if self.identity.dialect is Dialect.OPENAI else b"\n\n"
+        complete, found, rest = b"".join(self._rest).rpartition(end)
         self._rest = [rest] if rest else []
-        return b"".join(self._rewrite(line) + b"\n" for line in complete.split(b"\n"))
+        if not found:
+            return b""
+        return b"\n".join(map(self._rewrite, complete.split(b"\n"))) + end
 
     def finish(self) -> bytes:
         """What is left when the stream ends without a newline."""
@@ -78,19 +96,43 @@ class StreamRewriter:
     def _rewrite(self, line: bytes) -> bytes:
         if not line.startswith(b"data:") or not line[5:].lstrip().startswith(b"{"):
             return line
-        if line[5:].lstrip().startswith(b'{"error"'):
+        if self._is_error(line):
             error = translate_error(500, line[5:], self.identity)
-            return b"data: " + json.dumps(error.body).encode()
+            return b"data: " + json.dumps(event_body(error, self.identity.dialect)).encode()
         line = self.identity.rename(line)
         if not self.has_described:
             self.has_described = True
             line = self.identity.describe(line)
         return line
 
+    def _is_error(self, line: bytes) -> bool:
+        """Whether the data of an event says that the stream has failed."""
+        if line[5:].lstrip().startswith(b'{"error"'):
+            return True
+        if self.identity.dialect is Dialect.OPENAI or not _TYPE_ERROR.search(line):
+            return False
+        try:
+            fields: object = json.loads(line[5:])
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(fields, dict) and fields.get("type") == "error"
 
-def stream_error(body: dict[str, object]) -> bytes:
+
+def event_body(error: ApiError, dialect: Dialect) -> dict[str, object]:
+    """An error as the clients of a dialect read it from an event's data."""
+    if dialect is Dialect.OPENAI:
+        return error.body
+    fields = {"code": error.code, "message": error.message, "param": error.param}
+    if dialect is Dialect.ANTHROPIC:
+        return {"type": "error", "error": {**fields, "type": anthropic_type(error.status)}}
+    return {"type": "error", **fields, "error": {**fields, "type": error.type}}
+
+
+def stream_error(error: ApiError, dialect: Dialect = Dialect.OPENAI) -> bytes:
     """A last server-sent event that says why the stream ends here."""
-    return b"\n\ndata: " + json.dumps(body).encode() + b"\n\n"
+    before = b"\n\n" if dialect is Dialect.OPENAI else b"event: error\n"
+    body = json.dumps(event_body(error, dialect)).encode()
+    return before + b"data: " + body + b"\n\n"
 
 
 def translate_error(status: int, body: bytes, identity: Identity) -> ApiError:
@@ -120,18 +162,25 @@ def _message(error: Mapping[str, object]) -> str:
     return message if isinstance(message, str) else json.dumps(message)
 
 
-def _is_top_level(body: bytes, position: int) -> bool:
-    """Whether a token at `position` is a key of the outermost object."""
-    return _depth(_STRUCTURE.finditer(body, 0), position) == 1
+def _keys(body: bytes, position: int) -> tuple[str, ...] | None:
+    """The keys of the objects around a key at `position`, without the outermost.
 
-
-def _depth(tokens: Iterator[re.Match[bytes]], position: int) -> int | None:
-    """How deep `position` is nested; None inside a string."""
-    depth = 0
-    for token in tokens:
+    None inside a string, a list, or outside of any object.
+    """
+    path: list[str] = []
+    key = ""
+    for token in _STRUCTURE.finditer(body):
         if token.start() >= position:
-            return depth
+            return tuple(path[1:]) if path and "" not in path[1:] else None
         if token.end() > position:
             return None
-        depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(token[0], 0)
-    return depth
+        if token[0] in _OPENING:
+            path.append(key if token[0] == b"{" else "")
+        elif token[0] in _CLOSING and path:
+            path.pop()
+        key = _key(token[0]) if token[0][:1] == b'"' else ""
+    return None
+
+
+def _key(token: bytes) -> str:
+    return token[1:-1].decode(errors="replace") if len(token) < _MAX_KEY else ""

@@ -18,13 +18,18 @@ async def read_body(request: Request, limit: int) -> bytes:
     return b"".join([chunk async for chunk in stream_body(request, limit)])
 
 
+def announced_bytes(request: Request) -> int:
+    """What the header says of the body's length; 0 when it says nothing."""
+    announced = request.headers.get("content-length", "")
+    return int(announced[:20]) if announced.isdecimal() else 0
+
+
 async def stream_body(request: Request, limit: int) -> AsyncIterator[bytes]:
     """The body as it arrives.
 
     Raises ApiError: 413 as soon as it exceeds `limit` bytes, 408 when it trickles or stalls.
     """
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > limit:
+    if announced_bytes(request) > limit:
         raise _too_large(limit)
     size = 0
     try:

@@ -20,10 +20,11 @@ from starlette.datastructures import Headers
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from outfitter.deps import Gateway, GatewayDep
+from outfitter.deps import Gateway, GatewayDep, VectorsDep
 from outfitter.errors import ApiError
 from outfitter.schemas import describe
 from outfitter.state.records import Version
+from outfitter.vectors import Vectors
 from taskvectors.errors import InvalidReference, TaskVectorError, VectorNotFound
 from taskvectors.spec import Reference
 
@@ -36,7 +37,9 @@ router = APIRouter(prefix="/v1/task_vectors")
 
 
 @router.api_route("/{reference:path}/file", methods=["GET", "HEAD"])
-async def file(reference: str, request: Request, gateway: GatewayDep) -> Response:
+async def file(
+    reference: str, request: Request, gateway: GatewayDep, vectors: VectorsDep
+) -> Response:
     """The file, or the ranges of it that are asked for."""
 
     async def give(version: Version) -> Response:
@@ -45,40 +48,40 @@ async def file(reference: str, request: Request, gateway: GatewayDep) -> Respons
             return Response(status_code=304, headers=headers)
         return await _download(request, gateway, version, headers)
 
-    return await _part(gateway, reference, "file", give)
+    return await _part(vectors, reference, "file", give)
 
 
 @router.api_route("/{reference:path}/card", methods=["GET", "HEAD"])
-async def card(reference: str, gateway: GatewayDep) -> Response:
+async def card(reference: str, vectors: VectorsDep) -> Response:
     """The model card, in Markdown."""
 
     async def give(version: Version) -> Response:
         return _text(version, version.details.card, "card", "text/markdown")
 
-    return await _part(gateway, reference, "card", give)
+    return await _part(vectors, reference, "card", give)
 
 
 @router.api_route("/{reference:path}/signature", methods=["GET", "HEAD"])
-async def signature(reference: str, gateway: GatewayDep) -> Response:
+async def signature(reference: str, vectors: VectorsDep) -> Response:
     """The signature, as the JSON of its bundle."""
 
     async def give(version: Version) -> Response:
         return _text(version, version.signature, "signature", "application/json")
 
-    return await _part(gateway, reference, "signature", give)
+    return await _part(vectors, reference, "signature", give)
 
 
 async def _part(
-    gateway: Gateway, reference: str, part: str, give: Callable[[Version], Awaitable[Response]]
+    vectors: Vectors, reference: str, part: str, give: Callable[[Version], Awaitable[Response]]
 ) -> Response:
     """What `give` says of what `reference` stands for; else the vector that is called like that."""
     try:
-        version = await asyncio.to_thread(gateway.vectors.version, Reference.parse(reference))
+        version = await asyncio.to_thread(vectors.version, Reference.parse(reference))
     except VectorNotFound:
         if "/" not in reference:
             with contextlib.suppress(VectorNotFound, InvalidReference):
                 whole = Reference.parse(f"{reference}/{part}")
-                named = await asyncio.to_thread(gateway.vectors.version, whole)
+                named = await asyncio.to_thread(vectors.version, whole)
                 return JSONResponse(describe(named))
         raise
     return await give(version)

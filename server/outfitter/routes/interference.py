@@ -16,9 +16,11 @@ from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
 
 from outfitter.control.resolve import ResolvedVector, parse_body
-from outfitter.deps import Gateway, GatewayDep
+from outfitter.deps import VectorsDep
 from outfitter.errors import ApiError, unavailable
 from outfitter.routes.body import read_body
+from outfitter.routes.documented import json_body
+from outfitter.vectors import Vectors
 from taskvectors import errors as tv
 from taskvectors.spec import MAX_VECTORS, Reference
 
@@ -31,6 +33,10 @@ MAX_RUNNING = 1
 MAX_WAITING = 16
 MAX_REMEMBERED = 32
 _FIELDS = ("task_vectors", "per_layer")
+_BODY = {
+    "task_vectors": {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 16},
+    "per_layer": {"type": "boolean"},
+}
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 Json = dict[str, Any]
@@ -76,12 +82,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 router = APIRouter(prefix="/v1/task_vectors", lifespan=_lifespan)
 
 
-@router.post("/interference")
-async def interference(request: Request, gateway: GatewayDep) -> Response:
+@router.post("/interference", openapi_extra=json_body(_BODY, "task_vectors"))
+async def interference(request: Request, vectors: VectorsDep) -> Response:
     """Figures for each pair of two to sixteen task vectors."""
     body = parse_body(await read_body(request, MAX_BODY_BYTES))
     references, per_layer = _asked(body)
-    found, files = await asyncio.to_thread(_resolve, gateway, references)
+    found, files = await asyncio.to_thread(_resolve, vectors, references)
     report = await request.app.state.comparisons.report(files)
     content = await asyncio.to_thread(_answer, references, found, report, per_layer)
     return Response(content, media_type="application/json")
@@ -106,10 +112,10 @@ def _asked(body: Mapping[str, object]) -> tuple[list[str], bool]:
 
 
 def _resolve(
-    gateway: Gateway, references: Sequence[str]
+    vectors: Vectors, references: Sequence[str]
 ) -> tuple[list[ResolvedVector], dict[str, str]]:
     """What the references stand for, and the file of each digest; may block on the disk."""
-    found = [gateway.vectors.resolve(Reference.parse(reference)) for reference in references]
+    found = [vectors.resolve(Reference.parse(reference)) for reference in references]
     by_digest: dict[str, str] = {}
     for reference, vector in zip(references, found, strict=True):
         if other := by_digest.get(vector.digest):
@@ -117,7 +123,7 @@ def _resolve(
             raise ApiError(400, message, "invalid_parameter", "task_vectors")
         by_digest[vector.digest] = reference
     _check_bases({by_digest[vector.digest]: vector.base_fingerprint for vector in found})
-    return found, {digest: str(gateway.vectors.path(digest)) for digest in by_digest}
+    return found, {digest: str(vectors.path(digest)) for digest in by_digest}
 
 
 def _check_bases(fingerprints: Mapping[str, str | None]) -> None:

@@ -9,15 +9,20 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.responses import Response
 
 from outfitter.control.resolve import parse_body
-from outfitter.deps import Gateway, GatewayDep
+from outfitter.deps import ByDep, Gateway, GatewayDep
+from outfitter.engine.metrics import kept_metrics
 from outfitter.errors import ApiError, CatalogUnavailable
+from outfitter.observers.metrics import RequestMetrics
 from outfitter.routes.body import read_body
+from outfitter.routes.documented import json_body
 from outfitter.schemas import check_known
-from outfitter.telemetry import SnapshotCollector
+from outfitter.telemetry import Snapshot, SnapshotCollector
 from outfitter.vectors import Vectors
 from taskvectors.errors import EngineUnavailable
 
 router = APIRouter()
+
+_COLLECT = {"grace_s": {"type": "number", "minimum": 0}, "dry_run": {"type": "boolean"}}
 
 MAX_BODY_BYTES = 2**16
 DEFAULT_GRACE_S = 3600.0
@@ -26,9 +31,9 @@ DEFAULT_GRACE_S = 3600.0
 @router.get("/metrics")
 async def metrics(gateway: GatewayDep) -> Response:
     """Prometheus' text format."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(SnapshotCollector(await _snapshot(gateway)))
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    snapshot, engine = await asyncio.gather(_snapshot(gateway), _engine_metrics(gateway))
+    content = await asyncio.to_thread(_exposition, snapshot, gateway.metrics, engine)
+    return Response(content, media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/store/stats")
@@ -37,8 +42,8 @@ async def stats(gateway: GatewayDep) -> dict[str, Any]:
     return {"object": "store.stats", **await _snapshot(gateway)}
 
 
-@router.post("/v1/store/gc")
-async def collect(request: Request, gateway: GatewayDep) -> dict[str, Any]:
+@router.post("/v1/store/gc", openapi_extra=json_body(_COLLECT))
+async def collect(request: Request, gateway: GatewayDep, by: ByDep) -> dict[str, Any]:
     """Drop the files that nothing needs. Body: `{"grace_s": 3600, "dry_run": false}`, or none."""
     raw = await read_body(request, MAX_BODY_BYTES)
     body = parse_body(raw) if raw else {}
@@ -50,6 +55,9 @@ async def collect(request: Request, gateway: GatewayDep) -> dict[str, Any]:
     if not isinstance(dry_run, bool):
         raise ApiError(400, "dry_run must be true or false", "invalid_parameter", "dry_run")
     found = await asyncio.to_thread(gateway.vectors.collect, float(grace_s), dry_run)
+    if not dry_run:
+        detail = {"grace_s": grace_s, "files": len(found.digests), "nbytes": found.nbytes}
+        await gateway.note(by, "store.gc", "store", detail)
     return {"object": "store.collection", "dry_run": dry_run, **asdict(found)}
 
 
@@ -57,7 +65,30 @@ async def _snapshot(gateway: Gateway) -> dict[str, Any]:
     engine, local = await asyncio.gather(
         _engine_stats(gateway), asyncio.to_thread(local_stats, gateway.vectors)
     )
-    return {**local, "engine": engine}
+    local["gateway"] |= {
+        "requests_running": gateway.in_flight.requests,
+        "streams_open": gateway.in_flight.streams,
+        "engine_restarts": gateway.supervisor.restarts if gateway.supervisor else 0,
+    }
+    usage = {"pending": gateway.usage.num_pending, "failures": gateway.usage.failures}
+    quotas = gateway.quotas.stats()
+    return {**local, "usage": usage, "quotas": quotas, "engine": engine}
+
+
+def _exposition(snapshot: Snapshot, requests: RequestMetrics, engine: str) -> bytes:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(SnapshotCollector(snapshot))
+    return generate_latest(registry) + requests.text() + kept_metrics(engine).encode()
+
+
+async def _engine_metrics(gateway: Gateway) -> str:
+    """What vLLM tells; nothing while it is away."""
+    if gateway.reason_not_ready is not None or gateway.relay is None:
+        return ""
+    try:
+        return await gateway.relay.metrics()
+    except EngineUnavailable:
+        return ""
 
 
 async def _engine_stats(gateway: Gateway) -> dict[str, Any]:

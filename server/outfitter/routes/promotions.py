@@ -1,7 +1,7 @@
 """Promotions, for the operator only: a loadout becomes the resident base, or ceases to be it.
 
-There are no keys yet that tell an operator from others, so these routes are shut unless the gateway
-was started with `--allow-promotions`. What is promoted is asked of the engine, and not remembered
+They need the scope `operate`; and those that change the base are shut unless the gateway was
+started with `--allow-promotions`. What is promoted is asked of the engine, and not remembered
 here: an engine that was started anew has promoted nothing.
 """
 
@@ -11,10 +11,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from outfitter.control.resolve import TASK_VECTORS, parse_body, requested_loadout
-from outfitter.deps import Gateway, GatewayDep
+from outfitter.control.fields import TASK_VECTORS
+from outfitter.control.principal import Principal
+from outfitter.control.resolve import parse_body, requested_loadout
+from outfitter.deps import ByDep, Gateway, GatewayDep
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes.body import read_body
+from outfitter.routes.documented import MIX, NAME, json_body
 from outfitter.routes.loadouts import named
 from outfitter.schemas import check_known, only, required
 from taskvectors.errors import InvalidLoadout, TaskVectorError
@@ -26,8 +29,8 @@ MAX_BODY_BYTES = 2**18
 LOADOUT = "loadout"
 
 
-@router.post("")
-async def promote(request: Request, gateway: GatewayDep) -> dict[str, object]:
+@router.post("", openapi_extra=json_body({TASK_VECTORS: MIX, LOADOUT: NAME}))
+async def promote(request: Request, gateway: GatewayDep, by: ByDep) -> dict[str, object]:
     """Promote what `task_vectors` says, or a saved `loadout`; answers when it is in the weights.
 
     Running requests finish first, and others wait. What was promoted before is replaced.
@@ -35,8 +38,10 @@ async def promote(request: Request, gateway: GatewayDep) -> dict[str, object]:
     _check_allowed(gateway)
     body = parse_body(await read_body(request, MAX_BODY_BYTES))
     check_known(body, (TASK_VECTORS, LOADOUT))
-    loadout = await _loadout(gateway, body)
-    return _describe(await gateway.ready_relay().promotion("POST", loadout.canonical))
+    loadout = await _loadout(gateway, by.principal, body)
+    state = await gateway.ready_relay().promotion("POST", loadout.canonical)
+    await gateway.note(by, "promotion.promote", f"sha256:{loadout.digest}")
+    return _describe(state)
 
 
 @router.get("")
@@ -54,10 +59,12 @@ async def state(request: Request, gateway: GatewayDep) -> dict[str, object]:
 
 
 @router.delete("")
-async def demote(gateway: GatewayDep) -> dict[str, object]:
+async def demote(gateway: GatewayDep, by: ByDep) -> dict[str, object]:
     """Put the base's own weights back; nothing changes when nothing is promoted."""
     _check_allowed(gateway)
-    return _describe(await gateway.ready_relay().promotion("DELETE"))
+    state = await gateway.ready_relay().promotion("DELETE")
+    await gateway.note(by, "promotion.demote", "base")
+    return _describe(state)
 
 
 def _check_allowed(gateway: Gateway) -> None:
@@ -66,16 +73,17 @@ def _check_allowed(gateway: Gateway) -> None:
         raise ApiError(403, message, "promotions_not_allowed")
 
 
-async def _loadout(gateway: Gateway, body: dict[str, object]) -> Loadout:
+async def _loadout(gateway: Gateway, principal: Principal, body: dict[str, object]) -> Loadout:
     if (TASK_VECTORS in body) == (LOADOUT in body):
         message = 'give either task_vectors, such as {"json": 0.8}, or loadout, a saved one'
         raise ApiError(400, message, "invalid_parameter", TASK_VECTORS)
     try:
         if LOADOUT in body:
-            name, version = named(required(body, LOADOUT, str, '"acme/support-bot"'))
-            saved = await asyncio.to_thread(gateway.vectors.catalog.loadout, name, version)
-            return Loadout.from_canonical(saved.canonical)
-        loadout = (await gateway.plan(requested_loadout(body))).loadout
+            reference = named(required(body, LOADOUT, str, '"acme/support-bot"'))
+            look_up = gateway.vectors_for(principal).loadout
+            saved = await asyncio.to_thread(look_up, reference)
+            return (await gateway.plan(principal, None, saved)).loadout
+        loadout = (await gateway.plan(principal, requested_loadout(body))).loadout
         if loadout.is_base:
             raise InvalidLoadout("the loadout adds nothing to the base: no vector has a weight")
     except TaskVectorError as error:

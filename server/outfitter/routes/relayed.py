@@ -8,47 +8,66 @@ import aiohttp
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from outfitter.control.outcome import CLIENT_LEFT
+from outfitter.engine.hidden import HiddenUsage
+from outfitter.engine.meter import StreamMeter, note_usage, usage_of
 from outfitter.engine.relay import Relay, kept_headers
 from outfitter.engine.rewrite import Identity, StreamRewriter, stream_error, translate_error
 from outfitter.errors import ApiError, engine_died, unavailable
+from outfitter.routes.observed import Observed
 
 OUTFITTER_HEADER = "x-outfitter-loadout"
 
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """What the engine is asked."""
+    """What the engine is asked.
+
+    hides_usage: a stream's usage was asked for by the gateway, and not by the client.
+    """
 
     path: str
     body: bytes
     headers: Mapping[str, str]
+    hides_usage: bool = False
 
 
 class RelayedResponse(Response):
-    """Asks the engine and passes on what it says; a client that leaves takes its request along."""
+    """Asks the engine and passes on what it says; a client that leaves takes its request along.
 
-    def __init__(self, relay: Relay, request: EngineRequest, identity: Identity) -> None:
+    However that ends, `observed` is told so.
+    """
+
+    def __init__(
+        self, relay: Relay, request: EngineRequest, identity: Identity, observed: Observed
+    ) -> None:
         super().__init__()
         self._relay = relay
         self._request = request
         self._identity = identity
+        self._observed = observed
+        self._outcome = observed.outcome
+        self._outcome.model, self._outcome.loadout = identity.model, identity.loadout
+        self._outcome.saved_model = identity.saved_model
         self._is_streaming = False
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Answer as an ASGI application."""
-        answer = asyncio.create_task(self._answer(send))
-        departure = asyncio.create_task(_departure(receive))
-        try:
-            await asyncio.wait({answer, departure}, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:  # only the server does this, when draining took too long
-            await _cancel(answer)
-            await self._say_goodbye(send)
-        finally:
-            await _cancel(departure)
-            if not answer.done():
+        with self._observed.refusals():
+            answer = asyncio.create_task(self._answer(send))
+            departure = asyncio.create_task(_departure(receive))
+            try:
+                await asyncio.wait({answer, departure}, return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError:  # only the server does this, when draining took too long
                 await _cancel(answer)
-        if not answer.cancelled():
-            answer.result()
+                await self._say_goodbye(send)
+            finally:
+                await _cancel(departure)
+                if not answer.done():
+                    await _cancel(answer)
+            if not answer.cancelled():
+                answer.result()
+        self._observed.end(CLIENT_LEFT)
 
     async def _answer(self, send: Send) -> None:
         request = self._request
@@ -57,11 +76,10 @@ class RelayedResponse(Response):
                 raise await self._error(upstream)
             headers = {**kept_headers(upstream), OUTFITTER_HEADER: self._identity.loadout}
             if upstream.content_type == "text/event-stream":
-                await self._stream(upstream, headers, send)
+                with self._observed.streaming():
+                    await self._stream(upstream, headers, send)
             else:
-                body = self._identity.complete(await upstream.read())
-                await send(_start({**headers, "content-length": str(len(body))}))
-                await send(_part(body, more=False))
+                await self._whole(upstream, headers, send)
 
     async def _error(self, upstream: aiohttp.ClientResponse) -> ApiError:
         error = translate_error(upstream.status, await upstream.read(), self._identity)
@@ -69,27 +87,62 @@ class RelayedResponse(Response):
         error.headers = {**error.headers, **kept}
         return error
 
+    async def _whole(
+        self, upstream: aiohttp.ClientResponse, headers: Mapping[str, str], send: Send
+    ) -> None:
+        body = await upstream.read()
+        if upstream.content_type == "application/json":
+            if (usage := usage_of(body)) is not None:
+                note_usage(self._outcome, usage)
+            body = self._identity.complete(body)
+        await send(_start({**headers, "content-length": str(len(body))}))
+        await send(_part(body, more=False))
+        self._observed.end(200)
+
     async def _stream(
         self, upstream: aiohttp.ClientResponse, headers: Mapping[str, str], send: Send
     ) -> None:
-        rewriter = StreamRewriter(self._identity)
+        meter = StreamMeter()
+        self._outcome.is_stream = True
         await send(_start({**headers, "cache-control": "no-cache"}))
         self._is_streaming = True
         try:
-            async for chunk in upstream.content.iter_any():
-                if lines := rewriter.feed(chunk):
-                    await send(_part(lines, more=True))
-            last = rewriter.finish()
-        except (aiohttp.ClientError, ConnectionError):
-            last = stream_error(engine_died().body)
+            status, code, last = await self._pass_on(upstream, meter, send)
+        finally:
+            meter.tell(self._outcome)
         await send(_part(last, more=False))
         self._is_streaming = False
+        self._observed.end(status, code)
+
+    async def _pass_on(
+        self, upstream: aiohttp.ClientResponse, meter: StreamMeter, send: Send
+    ) -> tuple[int, str | None, bytes]:
+        """The lines of a stream as they come; returns its status and code, and its last bytes."""
+        rewriter = StreamRewriter(self._identity)
+        hidden = HiddenUsage(self._relay.fingerprint) if self._request.hides_usage else None
+        try:
+            async for chunk in upstream.content.iter_any():
+                lines = rewriter.feed(chunk)
+                meter.feed(lines)
+                if hidden is not None:
+                    lines = hidden.feed(lines)
+                if lines:
+                    await send(_part(lines, more=True))
+        except (aiohttp.ClientError, ConnectionError):
+            died = engine_died()
+            return (
+                died.status,
+                died.code,
+                _released(hidden) + stream_error(died, self._identity.dialect),
+            )
+        return 500 if meter.has_failed else 200, None, _released(hidden) + rewriter.finish()
 
     async def _say_goodbye(self, send: Send) -> None:
         error = unavailable("the server is shutting down", "shutting_down")
         if not self._is_streaming:
             raise error
-        await send(_part(stream_error(error.body), more=False))
+        self._observed.end(error.status, error.code)
+        await send(_part(stream_error(error, self._identity.dialect), more=False))
 
 
 async def _departure(receive: Receive) -> None:
@@ -101,6 +154,10 @@ async def _departure(receive: Receive) -> None:
 async def _cancel(task: "asyncio.Task[None]") -> None:
     task.cancel()
     await asyncio.wait({task})
+
+
+def _released(hidden: HiddenUsage | None) -> bytes:
+    return b"" if hidden is None else hidden.release()
 
 
 def _start(headers: Mapping[str, str]) -> dict[str, object]:

@@ -2,15 +2,18 @@
 
 import asyncio
 import hashlib
+from functools import partial
 from pathlib import Path
 
 from fastapi import APIRouter, Request
 from starlette.datastructures import QueryParams
 
+from outfitter.accounts import By
 from outfitter.control.resolve import parse_body
-from outfitter.deps import Gateway, GatewayDep
+from outfitter.deps import ByDep, Gateway, GatewayDep, VectorsDep
 from outfitter.errors import ApiError
-from outfitter.routes.body import read_body, receive, stream_body
+from outfitter.routes.body import announced_bytes, read_body, receive, stream_body
+from outfitter.routes.documented import DETAILS, DRAFT, file_body, json_body
 from outfitter.schemas import (
     changed_details,
     check_known,
@@ -25,7 +28,7 @@ from outfitter.schemas import (
 from outfitter.state.records import ORDERS, Query, Version
 from outfitter.state.uploads import write_all
 from outfitter.trust.licenses import normalize
-from outfitter.vectors import plain_name
+from outfitter.vectors import Vectors, plain_name
 from taskvectors.spec import Reference, parse_tag
 
 router = APIRouter(prefix="/v1/task_vectors")
@@ -41,18 +44,26 @@ _LISTING = (*_TEXTS, "license", "order", "versions", "limit")
 _VERSIONS = ("latest", "all")
 
 
-@router.post("", status_code=201)
-async def publish(request: Request, gateway: GatewayDep) -> dict[str, object]:
+@router.post(
+    "",
+    status_code=201,
+    openapi_extra=file_body("application/octet-stream", draft=json_body(DRAFT, "name")),
+)
+async def publish(
+    request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
+) -> dict[str, object]:
     """Publish a file: the body is its bytes, or says what an upload shall be called."""
-    if "upload" in request.query_params:
-        return describe(await _publish_upload(request, gateway))
-    return describe(await _publish_body(request, gateway))
+    is_upload = "upload" in request.query_params
+    publish_ = _publish_upload if is_upload else _publish_body
+    version = await publish_(request, gateway, vectors, by)
+    await gateway.note(by, "task_vector.publish", f"{version.name}@{version.version}")
+    return describe(version)
 
 
 @router.get("")
-async def find(request: Request, gateway: GatewayDep) -> dict[str, object]:
+async def find(request: Request, vectors: VectorsDep) -> dict[str, object]:
     """A page of what is here: the latest version of each name, or all of them."""
-    page = await asyncio.to_thread(gateway.vectors.find, query_of(request.query_params))
+    page = await asyncio.to_thread(vectors.find, query_of(request.query_params))
     return {
         "object": "list",
         "data": [describe_row(version) for version in page.versions],
@@ -61,41 +72,58 @@ async def find(request: Request, gateway: GatewayDep) -> dict[str, object]:
     }
 
 
-@router.put("/{name:path}/tags/{tag}")
-async def put_tag(name: str, tag: str, request: Request, gateway: GatewayDep) -> dict[str, object]:
+@router.put(
+    "/{name:path}/tags/{tag}",
+    openapi_extra=json_body({"version": {"type": "integer", "minimum": 1}}, "version"),
+)
+async def put_tag(
+    name: str, tag: str, request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
+) -> dict[str, object]:
     """Let a tag point at a version."""
     body = parse_body(await read_body(request, MAX_JSON_BYTES))
     check_known(body, ("version",))
     number = required(body, "version", int, "3")
     reference = Reference.parse(f"{plain_name(name)}@{number}")
-    return describe(await asyncio.to_thread(gateway.vectors.tag, reference, tag))
+    version = await asyncio.to_thread(vectors.tag, reference, tag)
+    await gateway.note(by, "task_vector.tag", f"{name}@{tag}", {"version": number})
+    return describe(version)
 
 
 @router.delete("/{name:path}/tags/{tag}")
-async def delete_tag(name: str, tag: str, gateway: GatewayDep) -> dict[str, object]:
+async def delete_tag(
+    name: str, tag: str, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
+) -> dict[str, object]:
     """Take a tag away."""
-    await asyncio.to_thread(gateway.vectors.untag, name, tag)
+    await asyncio.to_thread(vectors.untag, name, tag)
+    await gateway.note(by, "task_vector.untag", f"{name}@{tag}")
     return {"id": f"{name}@{tag}", "object": "tag", "deleted": True}
 
 
 @router.get("/{reference:path}")
-async def get_one(reference: str, gateway: GatewayDep) -> dict[str, object]:
+async def get_one(reference: str, vectors: VectorsDep) -> dict[str, object]:
     """The task vector that a reference stands for now."""
-    look_up = gateway.vectors.catalog.version  # with its downloads, which nobody remembers
-    return describe(await asyncio.to_thread(look_up, Reference.parse(reference)))
+    return describe(await asyncio.to_thread(vectors.look_up, Reference.parse(reference)))
 
 
-@router.patch("/{reference:path}")
-async def update(reference: str, request: Request, gateway: GatewayDep) -> dict[str, object]:
+@router.patch("/{reference:path}", openapi_extra=json_body(DETAILS))
+async def update(
+    reference: str, request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
+) -> dict[str, object]:
     """Change what is said of a version; fields that are not given stay."""
     changes = parse_body(await read_body(request, MAX_JSON_BYTES))
-    return describe(await asyncio.to_thread(_update, gateway, reference, changes))
+    version = await asyncio.to_thread(_update, vectors, reference, changes)
+    subject, fields = f"{version.name}@{version.version}", sorted(changes)
+    await gateway.note(by, "task_vector.update", subject, {"fields": fields})
+    return describe(version)
 
 
 @router.delete("/{reference:path}")
-async def delete(reference: str, gateway: GatewayDep) -> dict[str, object]:
+async def delete(
+    reference: str, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
+) -> dict[str, object]:
     """Remove a name, or one version of it."""
-    deletion = await asyncio.to_thread(gateway.vectors.delete, Reference.parse(reference))
+    deletion = await asyncio.to_thread(vectors.delete, Reference.parse(reference))
+    await gateway.note(by, "task_vector.delete", reference)
     return describe_deletion(reference, deletion)
 
 
@@ -131,35 +159,41 @@ def _choose(key: str, value: str, choices: tuple[str, ...]) -> None:
         raise ApiError(400, message, "invalid_parameter", key)
 
 
-def _update(gateway: Gateway, reference: str, changes: dict[str, object]) -> Version:
+def _update(vectors: Vectors, reference: str, changes: dict[str, object]) -> Version:
     parsed = Reference.parse(reference)
-    found = gateway.vectors.catalog.version(parsed)
+    found = vectors.look_up(parsed)
     pinned = Reference.parse(f"{found.name}@{found.version}")
-    return gateway.vectors.update(pinned, lambda details: changed_details(details, changes))
+    return vectors.update(pinned, lambda details: changed_details(details, changes))
 
 
-async def _publish_body(request: Request, gateway: Gateway) -> Version:
+async def _publish_body(request: Request, gateway: Gateway, vectors: Vectors, by: By) -> Version:
     _check_content_type(request, _FILE)
-    draft = draft_of_query(request.query_params)
-    plain_name(draft.name)
-    base, store = gateway.ready_base(), gateway.vectors.store
+    draft = by.signing(draft_of_query(request.query_params))
+    vectors.check_name(draft.name)
+    base, store = gateway.ready_base(), vectors.store
+    require_room = partial(gateway.quotas.require_room, by.principal)
+    await asyncio.to_thread(require_room, announced_bytes(request))
     async with gateway.uploads:
         path = await asyncio.to_thread(store.new_upload)
         try:
             digest = await _write(request, gateway.config.max_upload_bytes, path)
-            return await asyncio.to_thread(gateway.vectors.publish, path, digest, draft, base)
+            await asyncio.to_thread(lambda: require_room(path.stat().st_size, digest))
+            return await asyncio.to_thread(vectors.publish, path, digest, draft, base)
         finally:
             await asyncio.to_thread(path.unlink, missing_ok=True)
 
 
-async def _publish_upload(request: Request, gateway: Gateway) -> Version:
+async def _publish_upload(request: Request, gateway: Gateway, vectors: Vectors, by: By) -> Version:
     _check_content_type(request, _JSON)
     check_known(request.query_params.keys(), ("upload",), "query parameter")
     upload = only(request.query_params, "upload") or ""
-    draft = draft_of(parse_body(await read_body(request, MAX_JSON_BYTES)))
+    draft = by.signing(draft_of(parse_body(await read_body(request, MAX_JSON_BYTES))))
+    vectors.check_name(draft.name)
     base = gateway.ready_base()
+    length = (await asyncio.to_thread(vectors.uploads.find, upload)).length
+    await asyncio.to_thread(gateway.quotas.require_room, by.principal, length)
     async with gateway.uploads:
-        return await asyncio.to_thread(gateway.vectors.publish_upload, upload, draft, base)
+        return await asyncio.to_thread(vectors.publish_upload, upload, draft, base)
 
 
 def _check_content_type(request: Request, right: str) -> None:

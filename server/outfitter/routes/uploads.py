@@ -15,10 +15,11 @@ from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
-from outfitter.deps import Gateway, GatewayDep
+from outfitter.deps import Gateway, GatewayDep, PrincipalDep, VectorsDep
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes.body import receive, stream_body
-from outfitter.state.uploads import Upload
+from outfitter.routes.documented import file_body
+from outfitter.state.uploads import Upload, Uploads
 from taskvectors.errors import TaskVectorError
 
 VERSION = "1.0.0"
@@ -68,49 +69,55 @@ async def options(gateway: GatewayDep) -> Response:
     return Response(status_code=204, headers=headers)
 
 
-@router.post("")
-async def create(request: Request, gateway: GatewayDep) -> Response:
+@router.post("", openapi_extra=file_body(_BYTES))
+async def create(
+    request: Request, gateway: GatewayDep, vectors: VectorsDep, principal: PrincipalDep
+) -> Response:
     """A new upload of a known length; the body may bring its first bytes."""
     length, metadata = _announced(request, gateway.config.max_upload_bytes)
-    uploads, limit = gateway.vectors.uploads, gateway.config.max_upload_bytes
+    await asyncio.to_thread(gateway.quotas.require_room, principal, length)
+    uploads, limit = vectors.uploads, gateway.config.max_upload_bytes
     upload = await asyncio.to_thread(uploads.create, length, limit, metadata)
     if request.headers.get("content-type") == _BYTES:
-        upload = await _append(request, gateway, upload.id, 0)
+        upload = await _append(request, gateway, uploads, upload.id, 0)
     headers = {"location": f"{router.prefix}/{upload.id}", **_progress(upload)}
     return Response(status_code=201, headers=headers)
 
 
 @router.head("/{upload_id}")
-async def head(upload_id: str, gateway: GatewayDep) -> Response:
+async def head(upload_id: str, vectors: VectorsDep) -> Response:
     """How far an upload is."""
-    upload = await asyncio.to_thread(gateway.vectors.uploads.find, upload_id)
+    upload = await asyncio.to_thread(vectors.uploads.find, upload_id)
     headers = {"upload-length": str(upload.length), "cache-control": "no-store"}
     if upload.metadata:
         headers["upload-metadata"] = upload.metadata
     return Response(headers={**headers, **_progress(upload)})
 
 
-@router.patch("/{upload_id}")
-async def patch(upload_id: str, request: Request, gateway: GatewayDep) -> Response:
+@router.patch("/{upload_id}", openapi_extra=file_body(_BYTES))
+async def patch(
+    upload_id: str, request: Request, gateway: GatewayDep, vectors: VectorsDep
+) -> Response:
     """Go on; what arrives before the connection breaks is kept."""
     kind = request.headers.get("content-type", "")
     if kind != _BYTES:
         message = f"unsupported content type {kind[:100]!r}; send {_BYTES}"
         raise ApiError(415, message, "unsupported_media_type")
     offset = _number(request, "upload-offset")
-    upload = await _append(request, gateway, upload_id, offset)
+    upload = await _append(request, gateway, vectors.uploads, upload_id, offset)
     return Response(status_code=204, headers=_progress(upload))
 
 
 @router.delete("/{upload_id}")
-async def terminate(upload_id: str, gateway: GatewayDep) -> Response:
+async def terminate(upload_id: str, vectors: VectorsDep) -> Response:
     """Forget an upload."""
-    await asyncio.to_thread(gateway.vectors.uploads.terminate, upload_id)
+    await asyncio.to_thread(vectors.uploads.terminate, upload_id)
     return Response(status_code=204)
 
 
-async def _append(request: Request, gateway: Gateway, upload_id: str, offset: int) -> Upload:
-    uploads = gateway.vectors.uploads
+async def _append(
+    request: Request, gateway: Gateway, uploads: Uploads, upload_id: str, offset: int
+) -> Upload:
     checksum = Checksum.of(request)
     async with gateway.uploads:
         appending = await asyncio.to_thread(uploads.append, upload_id, offset)

@@ -1,13 +1,15 @@
 """The catalog: names with immutable versions, tags, saved loadouts, and which files they need."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from outfitter.state import collector, files, loadouts, publishing, queries
+from outfitter.control.rights import Viewer
+from outfitter.control.storage import Stored
+from outfitter.state import collector, files, loadouts, publishing, queries, stored
 from outfitter.state.bounds import check_details, check_publication
 from outfitter.state.database import Database, Patience, sqlite_url
 from outfitter.state.models import GenerationRow, TagRow, VersionRow
@@ -19,6 +21,7 @@ from outfitter.state.records import (
     Publication,
     Query,
     SavedLoadout,
+    Terms,
     Version,
 )
 from outfitter.state.versions import (
@@ -74,22 +77,23 @@ class Catalog:
         with self._database.writing() as session:
             return _reload(session, publishing.publish(session, reference, publication))
 
-    def version(self, reference: Reference) -> Version:
+    def version(self, reference: Reference, viewer: Viewer | None = None) -> Version:
         """What a reference names; a bare digest names the first version that has it.
 
-        Raises VectorNotFound, which suggests names of the same namespace.
+        viewer: for whom; None sees all. Raises VectorNotFound, which suggests names of the same
+        namespace.
         """
         with self._database.reading() as session:
-            return record(find_row(session, reference))
+            return record(find_row(session, reference, viewer))
 
-    def find(self, query: Query) -> Page:
+    def find(self, query: Query, viewer: Viewer | None = None) -> Page:
         """A page of versions, without their cards and signatures.
 
         Raises InvalidDetails for a query that cannot be, also for a cursor of another one.
         """
         queries.check_query(query)
         with self._database.reading() as session:
-            return queries.find(session, query)
+            return queries.find(session, query, viewer)
 
     def update(
         self, reference: Reference, details: Details | Callable[[Details], Details]
@@ -172,30 +176,49 @@ class Catalog:
             session.execute(counted.values(downloads=VersionRow.downloads + 1))
 
     def save_loadout(
-        self, name: str, loadout: Loadout, request: Mapping[str, object], publisher: str | None
+        self,
+        name: str,
+        loadout: Loadout,
+        request: Mapping[str, object],
+        publisher: str | None,
+        terms: Terms = Terms(),  # noqa: B008
     ) -> SavedLoadout:
-        """Save a loadout as the next version of a name; the same as the newest keeps that one.
+        """Save a loadout as the next version of a name, which becomes the latest.
 
-        Raises InvalidReference, InvalidDetails, CatalogConflict, and VectorNotFound if one of its
-        files was collected.
+        The same as the latest keeps that one. Raises InvalidReference, InvalidDetails,
+        CatalogConflict, and VectorNotFound if one of its files was collected.
         """
         reference = parse_name(name)
-        entry = loadouts.Entry.of(loadout, request, publisher)
+        entry = loadouts.Entry.of(loadout, request, publisher, terms)
         with self._database.writing() as session:
             return loadouts.save(session, reference, entry)
 
-    def loadout(self, name: str, version: int | None = None) -> SavedLoadout:
-        """A saved loadout, the newest unless a version is named. Raises VectorNotFound."""
+    def loadout(
+        self, name: str, version: int | None = None, viewer: Viewer | None = None
+    ) -> SavedLoadout:
+        """A saved loadout, the latest unless a version is named. Raises VectorNotFound."""
         reference = parse_name(name)
         with self._database.reading() as session:
-            return loadouts.record(loadouts.find(session, reference, version))
+            return loadouts.record(loadouts.find(session, reference, version, viewer))
+
+    def loadout_versions(self, name: str, viewer: Viewer | None = None) -> tuple[SavedLoadout, ...]:
+        """The versions of a saved loadout, newest first. Raises VectorNotFound."""
+        reference = parse_name(name)
+        with self._database.reading() as session:
+            return loadouts.versions(session, reference, viewer)
+
+    def move_loadout(self, name: str, version: int) -> SavedLoadout:
+        """Let a bare name mean this version, until the next is saved. Raises VectorNotFound."""
+        reference = parse_name(name)
+        with self._database.writing() as session:
+            return loadouts.move(session, reference, version)
 
     def loadouts(
-        self, limit: int = 100, after: str | None = None
+        self, limit: int = 100, after: str | None = None, viewer: Viewer | None = None
     ) -> tuple[tuple[SavedLoadout, ...], str | None]:
-        """The newest loadout of each name, by name, and the cursor of the next page."""
+        """The latest loadout of each name, by name, and the cursor of the next page."""
         with self._database.reading() as session:
-            return loadouts.page(session, limit, after)
+            return loadouts.page(session, limit, after, viewer)
 
     def delete_loadout(self, name: str, version: int | None = None) -> None:
         """Delete one saved version or all, and tombstones that nothing else needs.
@@ -206,8 +229,13 @@ class Catalog:
         with self._database.writing() as session:
             loadouts.remove(session, reference, version)
 
+    def stored(self, namespaces: Sequence[str] | None, digest: str | None) -> Stored:
+        """What some namespaces hold, all of them when None, and whether this file is among it."""
+        with self._database.reading() as session:
+            return stored.stored(session, namespaces, digest)
+
     def generation(self) -> int:
-        """A number that rises with every change that can alter an answer of `version`."""
+        """Rises with every change that can alter an answer of `version` or `loadout`."""
         with self._database.reading() as session:
             return session.scalars(select(GenerationRow.value)).one()
 

@@ -55,6 +55,15 @@ class Generation:
             self._finish(reading)
         return reading.result.result()
 
+    def fresh(self) -> int | None:
+        """The same if nobody has to wait for it; else None."""
+        with self._lock:
+            now = time.monotonic()
+            if self._confirmed is None or not self._counts(self._confirmed[1], now):
+                return None
+            self._refresh_if_old(now)
+            return self._confirmed[0]
+
     def last_known(self) -> int | None:
         """The generation of whenever the catalog answered last; None if it has changed since."""
         with self._lock:

@@ -16,8 +16,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from outfitter.state.records import FORBID
+
 MAX_PART = 96
 MAX_PATH = 2 * MAX_PART + 1
+MAX_USAGE_TEXT = 256
+MAX_KEY = 16
 _BIG_KEY = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER counts up by itself there
 _LATEST: dict[str, Any] = {
     "sqlite_where": text("is_latest = 1"),
@@ -168,7 +172,10 @@ class LoadoutNameRow(Base):
 
 
 class LoadoutRow(Base):
-    """A saved loadout. request: JSON."""
+    """A saved loadout. request, described: JSON. is_latest: what its bare name means.
+
+    base_fingerprint, described: NULL in rows that are older than these columns.
+    """
 
     __tablename__ = "loadouts"
     __table_args__ = (
@@ -184,6 +191,10 @@ class LoadoutRow(Base):
     request: Mapped[str] = mapped_column(Text)
     created: Mapped[int] = mapped_column(BigInteger)
     publisher: Mapped[str | None] = mapped_column(String(512))
+    request_vectors: Mapped[str] = mapped_column(String(16), server_default=FORBID)
+    description: Mapped[str | None] = mapped_column(Text)
+    base_fingerprint: Mapped[str | None] = mapped_column(_exact(128))
+    described: Mapped[str | None] = mapped_column(Text)
 
     name: Mapped[LoadoutNameRow] = relationship(lazy="raise", viewonly=True)
 
@@ -196,3 +207,123 @@ class LoadoutVectorRow(Base):
         ForeignKey("loadouts.id", ondelete="CASCADE"), primary_key=True
     )
     digest: Mapped[str] = mapped_column(_exact(64), primary_key=True, index=True)
+
+
+class UsageRow(Base):
+    """What one key of a tenant used of one model on one day. day: in UTC, `2026-11-27`.
+
+    key: its visible prefix, empty where none was needed. model: a saved loadout or the base, empty
+    for requests that were refused before it was known.
+    """
+
+    __tablename__ = "usage"
+    day: Mapped[str] = mapped_column(_exact(10), primary_key=True)
+    tenant: Mapped[str] = mapped_column(_exact(MAX_USAGE_TEXT), primary_key=True)
+    key: Mapped[str] = mapped_column(_exact(MAX_USAGE_TEXT), primary_key=True)
+    model: Mapped[str] = mapped_column(_exact(MAX_USAGE_TEXT), primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    cached_tokens: Mapped[int] = mapped_column(BigInteger)
+    completion_tokens: Mapped[int] = mapped_column(BigInteger)
+    errors: Mapped[int] = mapped_column(BigInteger)
+
+
+class UsageWriterRow(Base):
+    """A process that writes usage. flushed: its last batch. seen: Unix time of that, seconds."""
+
+    __tablename__ = "usage_writers"
+    id: Mapped[str] = mapped_column(_exact(32), primary_key=True)
+    flushed: Mapped[int] = mapped_column(BigInteger)
+    seen: Mapped[int] = mapped_column(BigInteger)
+
+
+class TenantRow(Base):
+    """An organisation. limits: JSON. cache_secret: 32 random bytes in hex, told to nobody."""
+
+    __tablename__ = "tenants"
+    name: Mapped[str] = mapped_column(_exact(MAX_PART), primary_key=True)
+    created: Mapped[int] = mapped_column(BigInteger)
+    disabled: Mapped[bool]
+    limits: Mapped[str] = mapped_column(Text)
+    cache_secret: Mapped[str] = mapped_column(_exact(64))
+
+    namespaces: Mapped[list["NamespaceRow"]] = relationship(
+        lazy="raise", order_by="NamespaceRow.name", viewonly=True
+    )
+
+
+class NamespaceRow(Base):
+    """A namespace, in lower case, and whose it is. One without a row is nobody's."""
+
+    __tablename__ = "namespaces"
+    name: Mapped[str] = mapped_column(_exact(MAX_PART), primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), index=True)
+
+
+class KeyRow(Base):
+    """An API key without its secret. hash: sha256 of the secret. Times: Unix, seconds.
+
+    scopes: their names, with spaces between. last_used: to the minute.
+    """
+
+    __tablename__ = "keys"
+    id: Mapped[str] = mapped_column(_exact(MAX_KEY), primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), index=True)
+    name: Mapped[str] = mapped_column(String(128))
+    hash: Mapped[str] = mapped_column(_exact(64))
+    scopes: Mapped[str] = mapped_column(_exact(128))
+    created: Mapped[int] = mapped_column(BigInteger)
+    expires: Mapped[int | None] = mapped_column(BigInteger)
+    revoked: Mapped[int | None] = mapped_column(BigInteger)
+    last_used: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class GrantRow(Base):
+    """What was said of a name's visibility. kind: of the name, `task_vector` or `loadout`."""
+
+    __tablename__ = "grants"
+    kind: Mapped[str] = mapped_column(_exact(16), primary_key=True)
+    key: Mapped[str] = mapped_column(_exact(MAX_PATH), primary_key=True)
+    visibility: Mapped[str] = mapped_column(_exact(16))
+
+
+class ShareRow(Base):
+    """A name is shared with a tenant, which need not exist: nobody shall find out who does."""
+
+    __tablename__ = "shares"
+    kind: Mapped[str] = mapped_column(_exact(16), primary_key=True)
+    key: Mapped[str] = mapped_column(_exact(MAX_PATH), primary_key=True)
+    tenant: Mapped[str] = mapped_column(_exact(MAX_PART), primary_key=True, index=True)
+
+
+class AuditRow(Base):
+    """A change, and who made it. at: Unix time, seconds. detail: JSON."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index(None, "tenant", "id"), Index(None, "key", "id"))
+    id: Mapped[int] = mapped_column(_BIG_KEY, primary_key=True)
+    at: Mapped[int] = mapped_column(BigInteger, index=True)
+    tenant: Mapped[str] = mapped_column(_exact(MAX_PART))
+    key: Mapped[str | None] = mapped_column(_exact(MAX_KEY))
+    action: Mapped[str] = mapped_column(_exact(64))
+    subject: Mapped[str] = mapped_column(String(512))
+    request_id: Mapped[str | None] = mapped_column(String(128))
+    detail: Mapped[str] = mapped_column(Text)
+
+
+class LoadoutUseRow(Base):
+    """How often a key used a loadout in one hour.
+
+    hour: Unix time of its begin. key: empty where none was needed. loadout: as in the header,
+    `base` or `sha256:…`. first, last: Unix time, seconds.
+    """
+
+    __tablename__ = "loadout_use"
+    __table_args__ = (Index(None, "loadout", "hour"), Index(None, "tenant", "hour"))
+    hour: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    tenant: Mapped[str] = mapped_column(_exact(MAX_PART), primary_key=True)
+    key: Mapped[str] = mapped_column(_exact(MAX_KEY), primary_key=True)
+    loadout: Mapped[str] = mapped_column(_exact(80), primary_key=True)
+    count: Mapped[int] = mapped_column(BigInteger)
+    first: Mapped[int] = mapped_column(BigInteger)
+    last: Mapped[int] = mapped_column(BigInteger)

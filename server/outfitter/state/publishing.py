@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from outfitter.control.rights import Kind
 from outfitter.errors import CatalogConflict
 from outfitter.state.files import batched, lock_file
+from outfitter.state.grants import forget
 from outfitter.state.models import LoadoutVectorRow, NameRow, TagRow, VersionRow
 from outfitter.state.records import LATEST, Deletion, Publication
 from outfitter.state.versions import key_of, not_found, path_of, rows_of, set_details
@@ -100,6 +102,8 @@ def remove(session: Session, reference: Reference) -> Deletion:
     for batch in batched([row.id for row in rows if row.digest not in needed]):
         session.execute(delete(VersionRow).where(VersionRow.id.in_(batch)))
     choose_latest(session, key_of(path))
+    if not _lives(session, key_of(path)):
+        forget(session, Kind.TASK_VECTOR, [key_of(path)])
     pairs = [((path, row.number), row.digest in needed) for row in reversed(rows)]
     return Deletion(
         tuple(pair for pair, stays in pairs if not stays),

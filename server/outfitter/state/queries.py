@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Select, exists, or_, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from outfitter.control.rights import Kind, Viewer
 from outfitter.errors import InvalidDetails
 from outfitter.state.bounds import check_text, fold
 from outfitter.state.cursors import from_cursor, to_cursor
+from outfitter.state.grants import in_namespace, visible
 from outfitter.state.models import LabelRow, LanguageRow, TagRow, VersionRow
 from outfitter.state.records import LATEST, ORDERS, Page, Query
 from outfitter.state.versions import LISTED, key_of, record
@@ -52,11 +54,14 @@ def check_query(query: Query) -> None:
         raise InvalidDetails(f"the text has more than {MAX_WORDS} words to look for")
 
 
-def find(session: Session, query: Query) -> Page:
-    """A page of a checked query; raises InvalidDetails for a cursor of another one."""
+def find(session: Session, query: Query, viewer: Viewer | None = None) -> Page:
+    """A page of a checked query, of what `viewer` may see.
+
+    Raises InvalidDetails for a cursor of another query.
+    """
     order = _order(query)
     question = _question(query)
-    statement = _ordered(_filtered(query), query, order)
+    statement = _ordered(_filtered(query, viewer), query, order)
     if query.after is not None:
         position = from_cursor(question, query.after, order.kinds)
         statement = statement.where(_beyond(order, position, query.order.startswith("-")))
@@ -94,10 +99,11 @@ def _beyond(order: Order, position: list[str | int], descends: bool) -> ColumnEl
     return row < tuple_(*position) if descends else row > tuple_(*position)
 
 
-def _filtered(query: Query) -> Select[VersionRow]:
-    statement = select(VersionRow).where(_which(query))
+def _filtered(query: Query, viewer: Viewer | None) -> Select[VersionRow]:
+    seen = visible(viewer, Kind.TASK_VECTOR, VersionRow.key)
+    statement = select(VersionRow).where(_which(query), seen)
     if query.namespace is not None:
-        statement = statement.where(_in_namespace(key_of(query.namespace)))
+        statement = statement.where(in_namespace(VersionRow.key, key_of(query.namespace)))
     if query.name is not None:
         statement = statement.where(VersionRow.key == key_of(query.name))
     if query.base is not None:
@@ -119,10 +125,3 @@ def _which(query: Query) -> ColumnElement[bool]:
         points = exists().where(TagRow.version_id == VersionRow.id, TagRow.tag == query.tag)
         return points & ~VersionRow.deleted
     return ~VersionRow.deleted if _is_every(query) else VersionRow.is_latest.is_(True)
-
-
-def _in_namespace(namespace: str) -> ColumnElement[bool]:
-    """As a range of keys, which an index has in order. `0` comes after `/`."""
-    if not namespace:
-        return VersionRow.key.not_like("%/%")
-    return (VersionRow.key >= f"{namespace}/") & (VersionRow.key < f"{namespace}0")

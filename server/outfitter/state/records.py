@@ -2,9 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+
+from taskvectors.spec import Loadout
 
 LATEST = "latest"
 """The tag that moves by itself: the newest version that is not deleted. A bare name means it."""
+
+FORBID, REPLACE, ADD = REQUEST_VECTORS = ("forbid", "replace", "add")
+"""What a saved loadout lets the `task_vectors` of a request do: nothing, unless it says so."""
 
 ORDERS = ("name", "created", "downloads", "size")
 
@@ -141,10 +147,26 @@ class Collected:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """How a saved loadout is served as a model.
+
+    request_vectors: one of REQUEST_VECTORS. description: for people. base_fingerprint: of the base
+    that it was made for. described: the `task_vectors` object of answers, as it was when saved;
+    None for both where nobody knows.
+    """
+
+    request_vectors: str = FORBID
+    description: str | None = None
+    base_fingerprint: str | None = None
+    described: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True)
 class SavedLoadout:
     """A loadout that was saved under a name, version by version.
 
     canonical: `Loadout.canonical`. request: the `task_vectors` value that it was saved with.
+    is_latest: whether it is what its bare name means.
     """
 
     name: str
@@ -154,3 +176,15 @@ class SavedLoadout:
     request: Mapping[str, object]
     created: int
     publisher: str | None = None
+    terms: Terms = field(default_factory=Terms)
+    is_latest: bool = field(default=True, compare=False)
+
+    @property
+    def id(self) -> str:
+        """`acme/support-bot@3`."""
+        return f"{self.name}@{self.version}"
+
+    @cached_property
+    def loadout(self) -> Loadout:
+        """What it is made of; raises InvalidLoadout if this code does not know its method."""
+        return Loadout.from_canonical(self.canonical)

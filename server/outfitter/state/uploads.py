@@ -4,6 +4,7 @@ The bytes that are there are the offset, so that a gateway that is killed forget
 is exclusive to whoever writes to it or publishes it, among threads and processes.
 """
 
+import copy
 import fcntl
 import json
 import os
@@ -49,9 +50,16 @@ class Uploads:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._owner: str | None = None
         self._folder.mkdir(parents=True, exist_ok=True)
         self._creating = threading.Lock()
         self._sweep()
+
+    def of(self, owner: str) -> "Uploads":
+        """The same, as one tenant has them: what is another's is not there, nor counted."""
+        view = copy.copy(self)
+        view._owner = owner
+        return view
 
     def create(self, length: int, limit: int, metadata: str = "") -> Upload:
         """A new upload of `length` bytes; `limit`: of one. Raises TooManyUploads, StoreFull."""
@@ -63,7 +71,8 @@ class Uploads:
                 with needing_room("the upload"):
                     self.path(id_).touch(mode=0o600)
                     with replacing(self._record(id_)) as file:
-                        file.write(json.dumps({"length": length, "metadata": metadata}).encode())
+                        said = {"length": length, "metadata": metadata, "owner": self._owner}
+                        file.write(json.dumps(said).encode())
             except BaseException:
                 self.path(id_).unlink(missing_ok=True)
                 raise
@@ -89,6 +98,7 @@ class Uploads:
 
         Raises UploadNotFound, UploadLocked, UploadMismatch for another offset.
         """
+        self._read(id_)
         lock = self._lock(id_)
         try:
             upload = self.find(id_)
@@ -102,6 +112,7 @@ class Uploads:
     @contextmanager
     def whole(self, id_: str) -> Iterator[Path]:
         """The file of a whole upload; nobody may change it. Raises what `append` raises."""
+        self._read(id_)
         lock = self._lock(id_)
         try:
             upload = self.find(id_)
@@ -120,6 +131,7 @@ class Uploads:
 
     def terminate(self, id_: str) -> None:
         """`discard` for a client. Raises UploadNotFound, UploadLocked."""
+        self._read(id_)
         lock = self._lock(id_)
         try:
             self.discard(id_)
@@ -134,9 +146,11 @@ class Uploads:
         return self._folder / f"{_checked(id_)}.json"
 
     def _read(self, id_: str) -> tuple[int, str]:
-        """Its length and metadata."""
+        """Its length and metadata. Raises UploadNotFound, also for another's."""
         try:
             fields = json.loads(self._record(id_).read_text("utf-8"))
+            if self._owner not in (None, fields.get("owner")):
+                raise _not_found(id_)
             return int(fields["length"]), str(fields["metadata"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             raise _not_found(id_) from None

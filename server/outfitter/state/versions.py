@@ -3,10 +3,12 @@
 import difflib
 from collections.abc import Iterable
 
-from sqlalchemy import Select, exists, select
+from sqlalchemy import ColumnElement, Select, exists, select
 from sqlalchemy.orm import Session, defer, selectinload
 
+from outfitter.control.rights import Kind, Viewer
 from outfitter.state.bounds import searchable
+from outfitter.state.grants import visible
 from outfitter.state.models import (
     LabelRow,
     LanguageRow,
@@ -73,8 +75,10 @@ def rows_of(reference: Reference) -> Select[VersionRow]:
     return query
 
 
-def find_row(session: Session, reference: Reference, *, whole: bool = True) -> VersionRow:
-    """The version that a reference names; raises VectorNotFound.
+def find_row(
+    session: Session, reference: Reference, viewer: Viewer | None = None, *, whole: bool = True
+) -> VersionRow:
+    """The version that a reference names, for whoever looks; raises VectorNotFound.
 
     A bare digest names the first version that has it, a tombstone if there is none other.
     """
@@ -84,9 +88,10 @@ def find_row(session: Session, reference: Reference, *, whole: bool = True) -> V
     else:
         query = rows_of(reference)
     options = WHOLE if whole else ()
+    query = query.where(_seen_by(viewer))
     row = session.scalars(query.options(*options).limit(1)).first()
     if row is None:
-        raise not_found(session, reference)
+        raise not_found(session, reference, viewer)
     return row
 
 
@@ -137,28 +142,38 @@ def is_used(session: Session, digest: str) -> bool:
     return bool(session.scalar(select(version | loadout)))
 
 
-def not_found(session: Session, reference: Reference) -> VectorNotFound:
-    """The error for a reference that names nothing; it suggests only from its namespace."""
+def not_found(
+    session: Session, reference: Reference, viewer: Viewer | None = None
+) -> VectorNotFound:
+    """The error for a reference that names nothing; it suggests only from its namespace.
+
+    It asks and tells the same whether there is nothing, or nothing that this tenant may see.
+    """
     if reference.path is None:
         return VectorNotFound(f"no task vector {str(reference)!r}")
     bare = Reference(reference.name, reference.namespace)
-    numbers = session.scalars(rows_of(bare).with_only_columns(VersionRow.number).limit(5)).all()
+    seen = rows_of(bare).where(_seen_by(viewer)).with_only_columns(VersionRow.number)
+    numbers = session.scalars(seen.limit(5)).all()
     if numbers:
         known = ", ".join(f"@{number}" for number in reversed(numbers))
         return VectorNotFound(f"no task vector {str(reference)!r}; {bare.path!r} has {known}")
-    close = [repr(path) for path in _close_to(session, bare)]
+    close = [repr(path) for path in _close_to(session, bare, viewer)]
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     return VectorNotFound(f"no task vector {str(reference)!r}{hint}")
 
 
-def _close_to(session: Session, reference: Reference) -> Iterable[str]:
+def _seen_by(viewer: Viewer | None) -> ColumnElement[bool]:
+    return visible(viewer, Kind.TASK_VECTOR, VersionRow.key)
+
+
+def _close_to(session: Session, reference: Reference, viewer: Viewer | None) -> Iterable[str]:
     """Up to three names of the namespace, among those that sort next to this one."""
     path, namespace = path_of(reference), reference.namespace or ""
     key = key_of(path)
     living = (
         select(NameRow.path)
         .join(VersionRow, VersionRow.key == NameRow.key)
-        .where(NameRow.namespace == namespace.lower(), VersionRow.is_latest)
+        .where(NameRow.namespace == namespace.lower(), VersionRow.is_latest, _seen_by(viewer))
         .limit(MAX_LOOKED_AT // 2)
     )
     after = living.where(NameRow.key >= key).order_by(NameRow.namespace, NameRow.key)

@@ -4,12 +4,14 @@
 """
 
 import ipaddress
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from outfitter.client import KEY_VARIABLE
 from outfitter.errors import SourceFailed
 from outfitter.state.records import Details
 from outfitter.transfer.allowed import Allowed
@@ -37,7 +39,7 @@ def fetch(
     Raises InvalidReference, SourceFailed, SourceNotAllowed, OSError.
     """
     api, reference = _api_of(location)
-    with Web(allowed=allowed) as web:
+    with Web(allowed=allowed, headers=_credentials(location, allowed)) as web:
         about = web.json(f"{api}/{_path(reference)}")
         digest, exact = _identity(location, about)
         got = download(web, f"{api}/{_path(exact)}/file", target, limit=limit, progress=progress)
@@ -53,6 +55,14 @@ def fetch(
         details=_details(about, card),
         signature=_text(signature),
     )
+
+
+def _credentials(location: Location, allowed: Allowed | None) -> dict[str, str]:
+    """A person's own key, where the person says that an Outfitter is asked; never a server's."""
+    key = os.environ.get(KEY_VARIABLE)
+    if not key or location.scheme != "outfitter" or allowed is not None:
+        return {}
+    return {"authorization": f"Bearer {key}"}
 
 
 def _api_of(location: Location) -> tuple[str, Reference]:

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -14,6 +15,8 @@ from outfitter.config import InvalidConfig
 from outfitter.state import migrations
 from outfitter.state.catalog import Catalog
 from outfitter.state.models import Base
+from outfitter.state.records import Terms
+from taskvectors.spec import Loadout, LoadoutItem
 
 
 def test_models_and_migrations_agree(database_url: str) -> None:
@@ -77,3 +80,26 @@ def test_a_newer_database_is_refused(database_url: str) -> None:
         with pytest.raises(InvalidConfig, match="'9999', made by a newer Outfitter"):
             Catalog(database_url)
     engine.dispose()
+
+
+def test_a_loadout_that_was_saved_before_it_was_a_model_is_one(database_url: str) -> None:
+    """It takes no vectors of requests, and nobody knows its base nor its vectors' names."""
+    loadout = Loadout.build([LoadoutItem("a" * 64, 0.5)])
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    before = ScriptDirectory.from_config(config).get_revision("0003").down_revision
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, before)
+        connection.execute(text("INSERT INTO loadout_names VALUES ('acme/bot', 'acme/bot', 2)"))
+        columns = "id, key, number, is_latest, digest, canonical, request, created, publisher"
+        row = "1, 'acme/bot', 1, true, :digest, :canonical, '{}', 5, 'ann'"
+        insert = text(f"INSERT INTO loadouts ({columns}) VALUES ({row})")
+        values = {"digest": loadout.digest, "canonical": loadout.canonical}
+        connection.execute(insert, values)
+    engine.dispose()
+    catalog = Catalog(database_url)
+    saved = catalog.loadout("acme/bot")
+    assert (saved.loadout, saved.terms, saved.publisher) == (loadout, Terms(), "ann")
+    catalog.close()

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from outfitter.errors import CatalogUnavailable
-from outfitter.state import resolver as resolver_module
+from outfitter.state import answers as answers_module
 from outfitter.state.changes import Changes
 from outfitter.state.generation import BOUND_S
-from outfitter.state.records import Details, FileFacts, Version
+from outfitter.state.records import Details, FileFacts, SavedLoadout, Version
 from outfitter.state.resolver import Resolver
 from taskvectors.errors import VectorNotFound
 from taskvectors.spec import Reference
@@ -27,11 +27,17 @@ def version_of(number: int, card: str = "") -> Version:
     return Version("acme/legal", number, facts, Details(card=card), 0, None, 0, ())
 
 
+def saved_of(number: int) -> SavedLoadout:
+    return SavedLoadout("acme/bot", number, f"{number:064x}", "{}", {}, 0)
+
+
 class StandIn:
     """A catalog in memory: slow, away or changing as a test wants, and it counts."""
 
     def __init__(self) -> None:
         self.values: dict[Reference, Version] = {STABLE: version_of(1), THIRD: version_of(3)}
+        self.saved = {("acme/bot", number): saved_of(number) for number in (1, 2)}
+        self.saved["acme/bot", None] = saved_of(2)
         self.now = 1
         self.asked: Counter[object] = Counter()
         self.is_away = False
@@ -44,13 +50,26 @@ class StandIn:
             found = self.now
         return self._late(found)
 
-    def version(self, reference: Reference) -> Version:
+    def version(self, reference: Reference, viewer: object = None) -> Version:
         with self._lock:
             self.asked[reference] += 1
             found = self.values.get(reference)
         if self._late(found) is None:
             raise VectorNotFound(f"no task vector {str(reference)!r}")
         return found
+
+    def loadout(self, name: str, version: int | None = None, viewer: object = None) -> SavedLoadout:
+        with self._lock:
+            self.asked[name] += 1
+            found = self.saved.get((name, version))
+        if self._late(found) is None:
+            raise VectorNotFound(f"no saved loadout {name!r}")
+        return found
+
+    def move(self, name: str, number: int) -> None:
+        with self._lock:
+            self.now += 1
+            self.saved[name, None] = self.saved[name, number]
 
     def commit(self, reference: Reference, version: Version | None) -> None:
         with self._lock:
@@ -161,7 +180,7 @@ def test_a_slow_question_holds_up_nobody_else(catalog: StandIn, alone: Resolver)
     """No lock is held while the catalog is asked."""
     alone.version(THIRD)
     asked, free = threading.Event(), threading.Event()
-    catalog.version = lambda reference: (asked.set(), free.wait(10), version_of(1))[2]
+    catalog.version = lambda reference, viewer=None: (asked.set(), free.wait(10), version_of(1))[2]
     with ThreadPoolExecutor() as pool:
         slow = pool.submit(alone.version, STABLE)
         assert asked.wait(10)
@@ -233,21 +252,21 @@ def test_memory_is_bounded_in_bytes_and_in_number(
     catalog: StandIn, alone: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was asked for longest ago is forgotten first."""
-    monkeypatch.setattr(resolver_module, "MAX_ANSWERS", 3)
-    monkeypatch.setattr(resolver_module, "MAX_BYTES", 2500)
+    monkeypatch.setattr(answers_module, "MAX_ANSWERS", 3)
+    monkeypatch.setattr(answers_module, "MAX_BYTES", 2500)
     names = [Reference.parse(f"n{number}") for number in range(5)]
     catalog.values = {name: version_of(1, "x" * 1000) for name in names}
     for name in names:
         alone.version(name)
-    assert list(alone._answers._answers) == names[3:]
-    assert alone._answers._nbytes == 2000
+    assert [asked for asked, _ in alone._versions._answers] == names[3:]
+    assert alone._versions._nbytes == 2000
     catalog.values = {name: version_of(1) for name in names}
     alone.changed()
     catalog.now += 1
     for name in names:
         alone.version(name)
-    assert list(alone._answers._answers) == names[2:]
-    assert alone._answers._nbytes == 0
+    assert [asked for asked, _ in alone._versions._answers] == names[2:]
+    assert alone._versions._nbytes == 0
 
 
 def test_after_close_answers_still_come(catalog: StandIn, alone: Resolver) -> None:
@@ -304,3 +323,43 @@ def test_no_answer_is_later_than_the_bound(catalog: StandIn, seed: int) -> None:
     for replica in replicas:
         replica.close()
     assert late == []
+
+
+def test_a_saved_loadout_is_remembered_until_something_changes(
+    catalog: StandIn, alone: Resolver
+) -> None:
+    """One question, and the next after a move, which the replica that moved it sees at once."""
+    name = Reference.parse("acme/bot")
+    assert [alone.loadout(name).version for _ in range(5)] == [2] * 5
+    assert catalog.asked["acme/bot"] == 1
+    catalog.move("acme/bot", 1)
+    alone.changed()
+    assert alone.loadout(name).version == 1
+    assert alone.loadout(Reference.parse("acme/bot@2")).version == 2
+    with pytest.raises(VectorNotFound, match="no saved loadout 'acme/bot'"):
+        alone.loadout(Reference.parse("acme/bot@3"))
+
+
+def test_another_replica_sees_a_move_within_the_bound(catalog: StandIn, alone: Resolver) -> None:
+    """Nobody tells it."""
+    name = Reference.parse("acme/bot")
+    assert alone.loadout(name).version == 2
+    catalog.move("acme/bot", 1)
+    deadline = time.monotonic() + BOUND_S + 0.5
+    while alone.loadout(name).version != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_pinned_saved_loadout_is_served_while_the_catalog_is_away(
+    catalog: StandIn, alone: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bare name is not: it may mean another by now."""
+    pinned = Reference.parse("acme/bot@1")
+    alone.loadout(pinned)
+    alone.loadout(Reference.parse("acme/bot"))
+    catalog.is_away = True
+    time.sleep(BOUND_S + 0.1)
+    assert alone.loadout(pinned).version == 1
+    with pytest.raises(CatalogUnavailable):
+        alone.loadout(Reference.parse("acme/bot"))

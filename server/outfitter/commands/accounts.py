@@ -1,0 +1,235 @@
+"""Where commands find tenants, keys and rights: at a running gateway, or in a store's database."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+from urllib.parse import quote
+
+import typer
+
+from outfitter.accounts import Accounts, By
+from outfitter.client import KEY_VARIABLE, GatewayClient
+from outfitter.commands.options import LocalStore
+from outfitter.commands.places import DEFAULT_URL
+from outfitter.config import InvalidConfig
+from outfitter.control.limits import Limits
+from outfitter.control.rights import Kind
+from outfitter.routes.access import changed_access, describe_access
+from outfitter.schemas import describe_key, describe_tenant
+from outfitter.vectors import Vectors
+
+PAGE = 1000
+
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key", envvar=KEY_VARIABLE, show_envvar=True, help="An API key for the gateway at --url."
+    ),
+]
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(help="The catalog of the store at --store.", show_default="as for `serve`"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class AccountPlace(Protocol):
+    """What commands need of either; answers are those of the gateway's routes."""
+
+    def create_tenant(self, name: str) -> dict[str, Any]:
+        """A tenant."""
+        ...
+
+    def tenants(self) -> list[dict[str, Any]]:
+        """All of them."""
+        ...
+
+    def tenant(self, name: str) -> dict[str, Any]:
+        """One of them."""
+        ...
+
+    def set_disabled(self, name: str, is_disabled: bool) -> dict[str, Any]:
+        """Let its keys in, or not."""
+        ...
+
+    def delete_tenant(self, name: str) -> None:
+        """Forget it."""
+        ...
+
+    def set_namespace(self, name: str, namespace: str, is_added: bool) -> dict[str, Any]:
+        """Give it a namespace, or take it away."""
+        ...
+
+    def change_limits(self, name: str, changes: Mapping[str, object]) -> dict[str, Any]:
+        """Set some of its limits."""
+        ...
+
+    def create_key(self, tenant: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """A key with its text. fields: name, scopes, expires_s."""
+        ...
+
+    def keys(self, tenant: str) -> list[dict[str, Any]]:
+        """All keys of a tenant."""
+        ...
+
+    def revoke_key(self, tenant: str, id_: str) -> dict[str, Any]:
+        """End a key."""
+        ...
+
+    def rotate_key(self, tenant: str, id_: str, grace_s: float) -> dict[str, Any]:
+        """A new key with its text, for an old one."""
+        ...
+
+    def access(self, kind: Kind, name: str) -> dict[str, Any]:
+        """Who may see a name."""
+        ...
+
+    def set_access(self, kind: Kind, name: str, body: Mapping[str, object]) -> dict[str, Any]:
+        """Say so."""
+        ...
+
+
+@contextmanager
+def open_accounts(
+    url: str | None, store: Path | None, key: str | None, database_url: str | None = None
+) -> Iterator[AccountPlace]:
+    """The gateway or the store's database that the options name; raises InvalidConfig."""
+    if url is not None and store is not None:
+        raise InvalidConfig("--url and --store exclude each other; choose one")
+    if database_url is not None and store is None:
+        raise InvalidConfig("--database-url is for --store, the folder of the same store")
+    if store is None:
+        with GatewayClient(url or DEFAULT_URL, key) as client:
+            yield _Remote(client)
+        return
+    local = LocalStore.of(store, os.environ)
+    if database_url is not None:
+        local = replace(local, database_url=database_url)
+    with local.open() as vectors:
+        yield _Local(vectors)
+
+
+class _Remote:
+    def __init__(self, client: GatewayClient) -> None:
+        self._client = client
+
+    def create_tenant(self, name: str) -> dict[str, Any]:
+        return self._client.json("POST", "/v1/tenants", json={"name": name})
+
+    def tenants(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        params: dict[str, str | int] = {"limit": PAGE}
+        while True:
+            page = self._client.json("GET", "/v1/tenants", params=params)
+            found += page["data"]
+            if not page["has_more"]:
+                return found
+            params["after"] = page["after"]
+
+    def tenant(self, name: str) -> dict[str, Any]:
+        return self._client.json("GET", _path(name))
+
+    def set_disabled(self, name: str, is_disabled: bool) -> dict[str, Any]:
+        return self._client.json("PATCH", _path(name), json={"disabled": is_disabled})
+
+    def delete_tenant(self, name: str) -> None:
+        self._client.json("DELETE", _path(name))
+
+    def set_namespace(self, name: str, namespace: str, is_added: bool) -> dict[str, Any]:
+        method = "PUT" if is_added else "DELETE"
+        return self._client.json(method, _path(name, "namespaces", namespace))
+
+    def change_limits(self, name: str, changes: Mapping[str, object]) -> dict[str, Any]:
+        self._client.json("PATCH", _path(name, "limits"), json=dict(changes))
+        return self.tenant(name)
+
+    def create_key(self, tenant: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        return self._client.json("POST", _path(tenant, "keys"), json=dict(fields))
+
+    def keys(self, tenant: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._client.json("GET", _path(tenant, "keys"))["data"]
+        return found
+
+    def revoke_key(self, tenant: str, id_: str) -> dict[str, Any]:
+        return self._client.json("DELETE", _path(tenant, "keys", id_))
+
+    def rotate_key(self, tenant: str, id_: str, grace_s: float) -> dict[str, Any]:
+        path = _path(tenant, "keys", id_, "rotate")
+        return self._client.json("POST", path, json={"grace_s": grace_s})
+
+    def access(self, kind: Kind, name: str) -> dict[str, Any]:
+        return self._client.json("GET", _access_path(kind, name))
+
+    def set_access(self, kind: Kind, name: str, body: Mapping[str, object]) -> dict[str, Any]:
+        return self._client.json("PUT", _access_path(kind, name), json=dict(body))
+
+
+class _Local:
+    """The same answers from `outfitter.accounts`; whoever can write there may do everything."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        self._vectors = vectors
+        self._accounts = Accounts(vectors.catalog.database, vectors.resolver, Limits.parse)
+
+    def create_tenant(self, name: str) -> dict[str, Any]:
+        return describe_tenant(self._accounts.create_tenant(By(), name))
+
+    def tenants(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while page := self._accounts.tenants(PAGE, found[-1]["id"] if found else None):
+            found += [describe_tenant(tenant) for tenant in page]
+        return found
+
+    def tenant(self, name: str) -> dict[str, Any]:
+        return describe_tenant(self._accounts.tenant(name))
+
+    def set_disabled(self, name: str, is_disabled: bool) -> dict[str, Any]:
+        return describe_tenant(self._accounts.set_disabled(By(), name, is_disabled))
+
+    def delete_tenant(self, name: str) -> None:
+        self._accounts.delete_tenant(By(), name)
+
+    def set_namespace(self, name: str, namespace: str, is_added: bool) -> dict[str, Any]:
+        accounts = self._accounts
+        change = accounts.add_namespace if is_added else accounts.remove_namespace
+        return describe_tenant(change(By(), name, namespace))
+
+    def change_limits(self, name: str, changes: Mapping[str, object]) -> dict[str, Any]:
+        return describe_tenant(self._accounts.change_limits(By(), name, changes))
+
+    def create_key(self, tenant: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        scopes: Sequence[str] = fields["scopes"]
+        key, text = self._accounts.create_key(
+            By(), tenant, fields["name"], scopes, fields.get("expires_s")
+        )
+        return {**describe_key(key), "key": text}
+
+    def keys(self, tenant: str) -> list[dict[str, Any]]:
+        return [describe_key(key) for key in self._accounts.keys(tenant)]
+
+    def revoke_key(self, tenant: str, id_: str) -> dict[str, Any]:
+        return describe_key(self._accounts.revoke_key(By(), tenant, id_))
+
+    def rotate_key(self, tenant: str, id_: str, grace_s: float) -> dict[str, Any]:
+        key, text, old = self._accounts.rotate_key(By(), tenant, id_, grace_s)
+        return {**describe_key(key), "key": text, "replaces": describe_key(old)}
+
+    def access(self, kind: Kind, name: str) -> dict[str, Any]:
+        owned = self._vectors.check_owned(kind, name)
+        return describe_access(kind, owned, self._accounts.access(kind, owned))
+
+    def set_access(self, kind: Kind, name: str, body: Mapping[str, object]) -> dict[str, Any]:
+        owned = self._vectors.check_owned(kind, name)
+        access = changed_access(self._accounts.access(kind, owned), body)
+        return describe_access(kind, owned, self._accounts.set_access(By(), kind, owned, access))
+
+
+def _path(tenant: str, *parts: str) -> str:
+    return "/".join(("/v1/tenants", *(quote(part, safe="") for part in (tenant, *parts))))
+
+
+def _access_path(kind: Kind, name: str) -> str:
+    return f"/v1/{kind}s/{quote(name, safe='/')}/access"

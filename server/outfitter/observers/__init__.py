@@ -1,0 +1,1 @@
+"""Those who are told of every relayed request: metrics, logs, traces, usage."""

@@ -1,0 +1,1 @@
+"""Quotas: what a tenant used is counted, and requests beyond its limits wait or are refused."""

@@ -1,0 +1,264 @@
+"""Quotas of one gateway: a request is counted, waits for its turn, and runs with a ticket."""
+
+import asyncio
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+from outfitter.control.fair_queue import FairQueue, Place
+from outfitter.control.limits import LimitsOf
+from outfitter.control.outcome import Outcome
+from outfitter.control.principal import Principal
+from outfitter.control.storage import Stored, storage_refusal
+from outfitter.control.tenant_tag import engine_headers_of
+from outfitter.control.windows import (
+    REQUESTS,
+    TOKENS,
+    Standing,
+    Window,
+    headers_of,
+    refusal,
+    windows_of,
+)
+from outfitter.errors import ApiError, unavailable
+from outfitter.quotas.count import Count
+from outfitter.quotas.counters import CHARGE_TIMEOUT_S, Counters
+from outfitter.quotas.ticket import Ticket
+
+MAX_LABELS = 64
+"""Tenants that the numbers name; the rest is `other` in them."""
+OTHER = "other"
+CLIENT_LEFT = 499
+
+NamespacesOf = Callable[[str], Sequence[str] | None]
+"""The namespaces of a tenant; None for all that there are."""
+
+
+@dataclass
+class Numbers:
+    """What became of one tenant's requests. refused: by code."""
+
+    admitted: int = 0
+    waited: int = 0
+    waited_seconds: float = 0.0
+    tokens: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+class Quotas:
+    """Admits requests by the limits of their tenants.
+
+    limits_of: asked with every request. namespaces_of: asked with every file that is published.
+    stored: what the namespaces of a tenant hold, given the digest of a file; may block. clock:
+    seconds since 1970. max_wait_s: how long a request waits for its turn.
+    """
+
+    def __init__(
+        self,
+        limits_of: LimitsOf,
+        counters: Counters,
+        queue: FairQueue,
+        stored: Callable[[Sequence[str] | None, str | None], Stored],
+        *,
+        max_wait_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.limits_of = limits_of
+        self.namespaces_of: NamespacesOf = lambda tenant: None  # noqa: ARG005
+        self._counters = counters
+        self._queue = queue
+        self._stored = stored
+        self._max_wait_s = max_wait_s
+        self._clock = clock
+        self._turns: dict[Place, asyncio.Future[None]] = {}
+        self._charges: set[asyncio.Task[list[int]]] = set()
+        self._numbers: OrderedDict[str, Numbers] = OrderedDict()
+
+    @asynccontextmanager
+    async def admitted(self, principal: Principal, request: Request) -> AsyncIterator[Ticket]:
+        """Count a request whose body was read, and wait until it may run.
+
+        Its place is free again when the block ends, or with the response that `Ticket.carry`
+        returned. Raises ApiError: 429 `rate_limit_exceeded`, 429 `tenant_queue_full`, 503
+        `server_busy`, and 503 when the server stops. An ApiError of the block gets the headers.
+        """
+        tenant, limits = principal.tenant, self.limits_of(principal.tenant)
+        numbers, headers = self._of(tenant), dict[str, str]()
+        try:
+            if limits.has_windows:
+                headers = await self._counted(tenant, windows_of(limits))
+            place = await self._placed(tenant, limits.concurrent_requests, limits.queue, request)
+        except ApiError as error:
+            numbers.refused[str(error.code)] += 1
+            error.headers = {**headers, **error.headers}
+            raise
+        numbers.admitted += 1
+        engine_headers = engine_headers_of(tenant, limits.pool_share)
+        ticket = Ticket(headers, engine_headers, lambda: self._leave(place))
+        try:
+            yield ticket
+        except ApiError as error:
+            error.headers = {**headers, **error.headers}
+            raise
+        finally:
+            if not ticket.is_carried:
+                ticket.close()
+
+    def observe(self, outcome: Outcome) -> None:
+        """Charge a request that has ended, however that was; nobody waits for it."""
+        tenant = outcome.principal.tenant
+        tokens = outcome.prompt_tokens + outcome.completion_tokens
+        self._queue.settle(tenant, tokens)
+        self._of(tenant).tokens += tokens
+        windows = [w for w in windows_of(self.limits_of(tenant)) if w.kind == TOKENS]
+        if not windows or not tokens:
+            return
+        now = self._clock()
+        counts = [_count_of(window, tenant, now, tokens) for window in windows]
+        task = asyncio.create_task(self._counters.count(counts, timeout_s=CHARGE_TIMEOUT_S))
+        self._charges.add(task)
+        task.add_done_callback(self._charges.discard)
+
+    def require_room(self, principal: Principal, nbytes: int, digest: str | None = None) -> None:
+        """Raise ApiError (403) unless a tenant may store so many bytes more; may block.
+
+        digest: of the file; one that the tenant has already takes no room.
+        """
+        limit = self.limits_of(principal.tenant).stored_bytes
+        if limit is None:
+            return
+        stored = self._stored(self.namespaces_of(principal.tenant), digest)
+        if error := storage_refusal(principal.tenant, stored, nbytes, limit):
+            self._of(principal.tenant).refused[str(error.code)] += 1
+            raise error
+
+    def stats(self) -> dict[str, Any]:
+        """The numbers of this process; those of at most MAX_LABELS tenants are told apart."""
+        places = self._queue.stats()
+        named = [name for name in reversed(self._numbers) if name != OTHER][:MAX_LABELS]
+        tenants: dict[str, dict[str, Any]] = {}
+        for name, numbers in self._numbers.items():
+            of = tenants.setdefault(name if name in named else OTHER, _empty())
+            running, waiting = places.get(name, (0, 0))
+            told = vars(numbers) | {"running": running, "waiting": waiting}
+            for key in of.keys() - {"refused"}:
+                of[key] += told[key]
+            of["refused"] = dict(Counter(of["refused"]) + numbers.refused)
+        return {
+            "running": self._queue.num_running,
+            "waiting": self._queue.num_waiting,
+            "counters": self._counters.stats(),
+            "tenants": tenants,
+        }
+
+    async def close(self) -> None:
+        """Let the last charges arrive, and close the connections."""
+        await asyncio.gather(*self._charges, return_exceptions=True)
+        await self._counters.close()
+
+    async def _counted(self, tenant: str, windows: Sequence[Window]) -> dict[str, str]:
+        """The headers for the client; raises ApiError (429)."""
+        now = self._clock()
+        counts = [_count_of(w, tenant, now, int(w.kind == REQUESTS)) for w in windows]
+        used = await self._counters.count(counts)
+        standings = [
+            Standing(window, number, window.resets_in(tenant, now))
+            for window, number in zip(windows, used, strict=True)
+        ]
+        if error := refusal(tenant, standings):
+            raise error
+        return headers_of(standings)
+
+    async def _placed(
+        self, tenant: str, most: int | None, queue: int | None, request: Request
+    ) -> Place:
+        """A place that runs; whoever leaves, or is sent away, leaves none behind."""
+        place, pushed = self._queue.enter(tenant, most=most, queue=queue)
+        turn = self._turns.get(pushed) if pushed is not None else None
+        if turn is not None and not turn.done():
+            why = "others wait too, and of these requests most are of this tenant"
+            turn.set_exception(self._queue.busy(why))
+        if place.is_running:
+            return place
+        began = time.monotonic()
+        try:
+            await self._wait(place, request)
+        except BaseException:
+            self._leave(place)
+            raise
+        finally:
+            numbers = self._of(tenant)
+            numbers.waited += 1
+            numbers.waited_seconds += time.monotonic() - began
+        return place
+
+    async def _wait(self, place: Place, request: Request) -> None:
+        """Raises ApiError: 503, 429, or 499 as soon as the client has left."""
+        turn = self._turns[place] = asyncio.get_running_loop().create_future()
+        departure = asyncio.create_task(_departure(request))
+        try:
+            await asyncio.wait(
+                {turn, departure},
+                timeout=self._max_wait_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        except asyncio.CancelledError:  # only the server does this, when draining took too long
+            raise unavailable("the server is shutting down", "shutting_down") from None
+        finally:
+            del self._turns[place]
+            departure.cancel()
+            await asyncio.wait({departure})
+        if turn.done():
+            turn.result()
+        elif not departure.cancelled():
+            departure.result()
+            raise ApiError(CLIENT_LEFT, "the client left before its turn", "client_left")
+        elif self._queue.is_at_limit(place.tenant):
+            raise self._queue.at_limit(place.tenant, self._max_wait_s)
+        else:
+            raise self._queue.busy(f"no turn within {self._max_wait_s:g} s")
+
+    def _leave(self, place: Place) -> None:
+        for served in self._queue.leave(place):
+            if (turn := self._turns.get(served)) is not None and not turn.done():
+                turn.set_result(None)
+
+    def _of(self, tenant: str) -> Numbers:
+        if tenant not in self._numbers:
+            self._forget_oldest()
+            self._numbers[tenant] = Numbers()
+        self._numbers.move_to_end(tenant)
+        return self._numbers[tenant]
+
+    def _forget_oldest(self) -> None:
+        """Counters must not fall, so what is forgotten goes on as `other`."""
+        if len(self._numbers) <= MAX_LABELS:
+            return
+        oldest = next(name for name in self._numbers if name != OTHER)
+        gone, other = self._numbers.pop(oldest), self._numbers.setdefault(OTHER, Numbers())
+        other.admitted += gone.admitted
+        other.waited += gone.waited
+        other.waited_seconds += gone.waited_seconds
+        other.tokens += gone.tokens
+        other.refused += gone.refused
+
+
+def _count_of(window: Window, tenant: str, now: float, amount: int) -> Count:
+    number = window.number(tenant, now)
+    return Count(f"{tenant}:{window.name}", number, amount, window.seconds)
+
+
+def _empty() -> dict[str, Any]:
+    numbers = {"admitted": 0, "waited": 0, "waited_seconds": 0.0, "tokens": 0}
+    return {**numbers, "running": 0, "waiting": 0, "refused": {}}
+
+
+async def _departure(request: Request) -> None:
+    """Returns when the client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

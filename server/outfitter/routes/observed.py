@@ -1,0 +1,89 @@
+"""What becomes of a relayed request, written down while it is served and told once."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from fastapi import Request
+
+from outfitter.control.outcome import CLIENT_LEFT, InFlight, Outcome
+from outfitter.control.principal import Principal
+from outfitter.deps import Gateway
+from outfitter.errors import ApiError, from_task_vector_error
+from taskvectors.errors import TaskVectorError
+
+log = logging.getLogger(__name__)
+
+Observer = Callable[[Outcome], None]
+
+
+class Observed:
+    """The outcome of one request, and those who are to be told of it."""
+
+    def __init__(
+        self, outcome: Outcome, observers: Sequence[Observer], in_flight: InFlight
+    ) -> None:
+        self.outcome = outcome
+        self._observers = observers
+        self._in_flight = in_flight
+        self._in_flight.requests += 1
+
+    def end(self, status: int, code: str | None = None) -> None:
+        """Tell every observer that the request has ended; only the first call counts."""
+        outcome = self.outcome
+        if outcome.ended is not None:
+            return
+        outcome.ended, outcome.status, outcome.code = time.monotonic(), status, code
+        self._in_flight.requests -= 1
+        for observer in tuple(self._observers):
+            try:
+                observer(outcome)
+            except Exception:  # an observer harms neither the request nor the others
+                log.exception("an observer of requests failed")
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """End with the status of the error that is raised within, if any."""
+        try:
+            yield
+        except ApiError as error:
+            has_left = error.code == "incomplete_body"
+            self.end(CLIENT_LEFT if has_left else error.status, error.code)
+            raise
+        except TaskVectorError as error:
+            told = from_task_vector_error(error)
+            self.end(told.status, told.code)
+            raise
+        except asyncio.CancelledError:  # only the server does this, when draining took too long
+            self.end(503, "shutting_down")
+            raise
+        except BaseException:
+            self.end(500, "internal_error")
+            raise
+
+    @contextmanager
+    def streaming(self) -> Iterator[None]:
+        """Count one stream that is open."""
+        self._in_flight.streams += 1
+        try:
+            yield
+        finally:
+            self._in_flight.streams -= 1
+
+
+def observe(request: Request, gateway: Gateway, principal: Principal, route: str) -> Observed:
+    """Begin to observe a request; it must be ended, by `refusals` or by its response."""
+    outcome = Outcome(
+        request_id=getattr(request.state, "request_id", ""),
+        principal=principal,
+        route=route,
+        model="",
+        saved_model=None,
+        loadout="",
+        is_stream=False,
+        began=time.monotonic(),
+    )
+    request.state.outcome = outcome
+    return Observed(outcome, gateway.observers, gateway.in_flight)
