@@ -203,7 +203,7 @@ def cache_home() -> Path:
     return Path(home) / "outfitter"
 
 
-def _gateway(request: Request) -> Gateway:
+async def _gateway(request: Request) -> Gateway:
     gateway = request.app.state.gateway
     assert isinstance(gateway, Gateway)
     return gateway
@@ -212,7 +212,7 @@ def _gateway(request: Request) -> Gateway:
 GatewayDep = Annotated[Gateway, Depends(_gateway)]
 
 
-def _principal(request: Request) -> Principal:
+async def _principal(request: Request) -> Principal:
     request.state.principal = OPEN  # for the log
     return OPEN
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from outfitter.engine.regular import RegularEvents, head_of
 from outfitter.errors import ApiError, engine_died, type_for_status
 
 _MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
@@ -60,15 +61,20 @@ class StreamRewriter:
     identity: Identity
     has_described: bool = False
     _rest: list[bytes] = field(default_factory=list)
+    _regular: RegularEvents | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         """The rewritten lines that `chunk` completes."""
+        self._rest.append(chunk)
         if b"\n" not in chunk:
-            self._rest.append(chunk)
             return b""
-        complete, _, rest = (b"".join(self._rest) + chunk).rpartition(b"\n")
-        self._rest = [rest] if rest else []
-        return b"".join(self._rewrite(line) + b"\n" for line in complete.split(b"\n"))
+        lines = b"".join(self._rest)
+        end = lines.rfind(b"\n") + 1
+        self._rest = [lines[end:]] if end < len(lines) else []
+        block = lines[:end]
+        if self._regular is not None and (renamed := self._regular.rename(block)) is not None:
+            return renamed
+        return b"\n".join(map(self._rewrite, block.split(b"\n")))
 
     def finish(self) -> bytes:
         """What is left when the stream ends without a newline."""
@@ -81,9 +87,11 @@ class StreamRewriter:
         if line[5:].lstrip().startswith(b'{"error"'):
             error = translate_error(500, line[5:], self.identity)
             return b"data: " + json.dumps(error.body).encode()
-        line = self.identity.rename(line)
+        original, line = line, self.identity.rename(line)
         if not self.has_described:
             self.has_described = True
+            if (head := head_of(original)) is not None:
+                self._regular = RegularEvents(head, self.identity.rename(head))
             line = self.identity.describe(line)
         return line
 
