@@ -95,20 +95,21 @@ class Connection(asyncio.Protocol):
 
 
 def request_of(fields: dict[str, Any], *, stream: bool, **asked: object) -> bytes:
-    """The bytes of a chat request that tells the stand-in what to do."""
+    """The bytes of a chat request that tells the stand-in what to do, unless `fields` has more."""
     told = " ".join(f"{key}={value}" for key, value in asked.items())
     messages = [{"role": "user", "content": told}]
-    body = json.dumps({**fields, "messages": messages, "stream": stream}).encode()
+    body = json.dumps({"messages": messages, **fields, "stream": stream}).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
-async def connect(port: int) -> Connection:
+async def connect(port: int | None, uds: str | None = None) -> Connection:
     """A connection to a server on this machine."""
     loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(Connection, "127.0.0.1", port)
-    return connection
+    if uds is not None:
+        return (await loop.create_unix_connection(Connection, uds))[1]
+    return (await loop.create_connection(Connection, "127.0.0.1", port))[1]
 
 
 async def latency(port: int, fields: dict[str, Any], streams: int, gap_ms: int, probes: int) -> Any:
@@ -137,9 +138,15 @@ async def latency(port: int, fields: dict[str, Any], streams: int, gap_ms: int, 
     return times
 
 
-async def throughput(port: int, fields: dict[str, Any], streams: int, **asked: int) -> Any:
+async def throughput(
+    fields: dict[str, Any],
+    streams: int,
+    port: int | None = None,
+    uds: str | None = None,
+    **asked: int,
+) -> Any:
     """Events and seconds of `streams` streams at once, after their connections are made."""
-    connections = [await connect(port) for _ in range(streams)]
+    connections = [await connect(port, uds) for _ in range(streams)]
     request = request_of(fields, stream=True, **asked)
     begin = time.perf_counter()
     await asyncio.gather(*(connection.ask(request) for connection in connections))

@@ -96,7 +96,10 @@ def _bursts(model: str, num_events: int, burst: int, has_usage: bool) -> list[by
     chunks = [_chunked(_event(model, [_choice(delta)])) for delta in deltas]
     end = [_chunked(_event(model, [], usage=_usage(num_events)))] if has_usage else []
     groups = [b"".join(chunks[n : n + burst]) for n in range(0, num_events, burst)]
-    return [*groups[:-1], b"".join([*groups[-1:], *end, _chunked(b"data: [DONE]\n\n"), _chunked(b"")])]
+    return [
+        *groups[:-1],
+        b"".join([*groups[-1:], *end, _chunked(b"data: [DONE]\n\n"), _chunked(b"")]),
+    ]
 
 
 def _choice(delta: dict[str, object]) -> dict[str, object]:
