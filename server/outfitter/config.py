@@ -91,6 +91,13 @@ class GatewayConfig:
     model_as_given: str | None = None
     """What --model said; clients may name the model so, as with vLLM itself."""
     drain_seconds: int = 30
+    stall_seconds: int = 60
+    """How long a client may take nothing of its answer until its connection is cut."""
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    proxy_headers: bool = False
+    forwarded_allow_ips: str = "127.0.0.1"
+    """Proxies whose X-Forwarded headers are believed where `proxy_headers` is set."""
     log_format: str = "text"
     access_log: bool = True
     """Whether each request is logged; changes of tenants, vectors and loadouts always are."""
@@ -115,10 +122,24 @@ class GatewayConfig:
             ("--quarantine-bytes", self.quarantine_bytes + 1),
         ):
             _require(value > 0, option, value, "use a positive number")
+        self._check_connections()
         check_state(self.database_url, self.tiers)
         self._check_pins()
         self._check_pull_from()
         self._reject_reserved_flags()
+
+    def _check_connections(self) -> None:
+        stall = self.stall_seconds
+        _require(1 <= stall <= 3600, "--stall-seconds", stall, "use 1 to 3600")
+        for given, other, option, missing in (
+            (self.ssl_certfile, self.ssl_keyfile, "--ssl-certfile", "--ssl-keyfile"),
+            (self.ssl_keyfile, self.ssl_certfile, "--ssl-keyfile", "--ssl-certfile"),
+        ):
+            has_both = given is None or other is not None
+            _require(has_both, option, str(given), f"it needs {missing}, too")
+        for text in self.forwarded_allow_ips.split(","):
+            advice = "use addresses or networks such as 10.0.0.0/8, or * for any"
+            _require(_is_network(text.strip()), "--forwarded-allow-ips", text, advice)
 
     def _check_pins(self) -> None:
         for pin in self.pins:
@@ -161,7 +182,8 @@ class GatewayConfig:
     def url(self) -> str:
         """Where a client on this machine reaches the gateway."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        scheme = "https" if self.ssl_certfile else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 def check_state(database_url: str | None, tiers: TierSettings) -> None:
@@ -198,6 +220,14 @@ def _check_order(tiers: TierSettings) -> None:
     ):
         advice = f"the tier {name!r} needs {option}"
         _require(name not in tiers.order or url is not None, "--tiers", order, advice)
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return text == "*"
+    return True
 
 
 def _require(holds: bool, option: str, value: object, advice: str | None) -> None:

@@ -85,7 +85,9 @@ def _tell(scope: Scope, route: str, status: int, seconds: float) -> None:
     log = logs.changes if is_change else logs.access
     if route in _QUIET or not log.isEnabledFor(logging.INFO):
         return
-    told: dict[str, object] = {"method": method, "route": route}
+    client = scope.get("client")
+    told: dict[str, object] = {"client": client[0] if client else None}
+    told |= {"method": method, "route": route}
     if outcome is None:
         told |= {"path": scope["path"][:MAX_PATH], "status": status}
     told["seconds"] = round(seconds, 6)

@@ -23,7 +23,7 @@ SEEN: dict[str, int] = {"aborted": 0, "ill": 0, "flooded": 0}
 async def complete(request: web.Request) -> web.StreamResponse:
     try:
         return await answer(request)
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, ConnectionError):
         SEEN["aborted"] += 1
         raise
 

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from outfitter.app import create_app
+from outfitter.commands.listener import listen, server_config
 from outfitter.config import GatewayConfig
 from outfitter.deps import Gateway, Hooks, open_store
 from outfitter.vectors import Base, Draft, Vectors
@@ -79,8 +80,8 @@ def running(
 ) -> Iterator[Running]:
     """Serve `config` with the stand-in engine in a thread; `more` are further hooks."""
     base = Base(FINGERPRINT, SHAPES)
-    listener = socket.create_server(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener = listen(dataclasses.replace(config, host="127.0.0.1", port=0))
+    url = dataclasses.replace(config, port=listener.getsockname()[1]).url
     gateway = Running(url, config, [], [], [])
     hooks = Hooks(
         announce=gateway.announced.append,
@@ -92,7 +93,8 @@ def running(
         **more,
     )
     app = create_app(config, hooks)
-    options = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    options = server_config(config, app)
+    options.timeout_graceful_shutdown = 1
     server = uvicorn.Server(options)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

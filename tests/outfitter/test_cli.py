@@ -16,8 +16,9 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from outfitter.cli import app
+from outfitter.commands.listener import listen
 from outfitter.commands.narrator import example, some_name, state_line
-from outfitter.commands.serve import listen, local_model, run
+from outfitter.commands.serve import local_model, run
 from outfitter.config import InvalidConfig
 from outfitter.deps import open_store
 from outfitter.errors import CatalogUnavailable

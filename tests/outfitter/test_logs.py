@@ -72,6 +72,7 @@ def test_a_request_is_one_line(log: Log, client: httpx.Client) -> None:
         "logger": "outfitter.access",
         "message": "request",
         "request_id": "mine-1",
+        "client": "127.0.0.1",
         "method": "POST",
         "route": "/v1/completions",
         "tenant": "open",
@@ -177,7 +178,10 @@ def test_text_says_the_same(client: httpx.Client) -> None:
     log = Log("text")
     ask(client)
     wait_for(lambda: "request" in log.text)
-    assert " INFO outfitter.access [mine-1] request method=POST route=/v1/completions" in log.text
+    assert (
+        " INFO outfitter.access [mine-1] request client=127.0.0.1 method=POST route=/v1/completions"
+        in log.text
+    )
     assert "tenant=open status=200" in log.text
     assert "None" not in log.text
 

@@ -19,7 +19,7 @@ from outfitter.observers.metrics import (
     RequestMetrics,
 )
 from tests.outfitter.fake_engine import METRICS as ENGINE_TEXT
-from tests.outfitter.harness import make_config, make_vector, push, running
+from tests.outfitter.harness import make_config, make_vector, push, running, wait_for
 from tests.outfitter.test_metrics import sample_names, samples
 
 
@@ -141,6 +141,7 @@ def test_requests_are_exposed_with_the_engine_s_own(tmp_path: Path) -> None:
         push(client, make_vector(tmp_path / "v"), "skill")
         body = {"model": "base-model", "prompt": "p", "stream": True, "task_vectors": {"skill": 1}}
         assert client.post("/v1/completions", json=body).status_code == 200
+        wait_for(lambda: 'status="2xx",tenant="open"' in client.get("/metrics").text)
         text = client.get("/metrics").text
         found = samples(client)
     assert found["outfitter_requests_total (ad hoc) /v1/completions 2xx open"] == 1

@@ -4,7 +4,6 @@ import asyncio
 import os
 import resource
 import signal
-import socket
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -17,6 +16,7 @@ from rich.markup import escape
 
 from outfitter.app import create_app
 from outfitter.commands.console import err
+from outfitter.commands.listener import listen, server_config
 from outfitter.commands.narrator import Narrator
 from outfitter.commands.options import (
     DEFAULT_PREFIX,
@@ -39,8 +39,6 @@ from outfitter.observers import logs
 from outfitter.observers.tracing import open_tracing
 from taskvectors.store.settings import TIERS, TierSettings
 
-BACKLOG = 2048
-KEEP_ALIVE_S = 65
 OPEN_FILES = 65536
 """Wished for: a request in flight takes two."""
 
@@ -115,6 +113,22 @@ def serve(
     drain_seconds: Annotated[
         int, typer.Option(help="How long running requests may finish when stopping.")
     ] = 30,
+    stall_seconds: Annotated[
+        int, typer.Option(help="How long a client may take no bytes of its answer.")
+    ] = 60,
+    ssl_certfile: Annotated[
+        Path | None, typer.Option(help="Serve TLS with this certificate chain, in PEM.")
+    ] = None,
+    ssl_keyfile: Annotated[
+        Path | None, typer.Option(help="The certificate's key, without a password.")
+    ] = None,
+    proxy_headers: Annotated[
+        bool,
+        typer.Option("--proxy-headers", help="Believe X-Forwarded-For and -Proto of a proxy."),
+    ] = False,
+    forwarded_allow_ips: Annotated[
+        str, typer.Option(help="Proxies that are believed: addresses or networks, with commas.")
+    ] = "127.0.0.1",
     log_format: Annotated[str, typer.Option(help="text, or json: an object a line.")] = "text",
     access_log: Annotated[
         bool, typer.Option("--access-log/--no-access-log", help="Log each request; no prompts.")
@@ -158,6 +172,11 @@ def serve(
         max_model_len=max_model_len,
         model_as_given=model,
         drain_seconds=drain_seconds,
+        stall_seconds=stall_seconds,
+        ssl_certfile=ssl_certfile,
+        ssl_keyfile=ssl_keyfile,
+        proxy_headers=proxy_headers,
+        forwarded_allow_ips=forwarded_allow_ips,
         log_format=log_format,
         access_log=access_log,
         engine_args=tuple(engine_args or ()),
@@ -180,29 +199,12 @@ def run(config: GatewayConfig, **hooks: Any) -> int:
     vectors = open_store(config)
     narrator = Narrator(config, vectors)
     given = {"open_vectors": lambda _: vectors, "open_tracing": lambda: tracing, **hooks}
-    options = uvicorn.Config(
-        create_app(config, replace(narrator.hooks, **given)),
-        log_level="warning",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=config.drain_seconds,
-    )
+    options = server_config(config, create_app(config, replace(narrator.hooks, **given)))
     server = narrator.server = uvicorn.Server(options)
     _allow_open_files()
     with narrator, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.serve([listener]))
     return 1 if narrator.has_failed else 0
-
-
-def listen(config: GatewayConfig) -> socket.socket:
-    """The listening socket, bound before anything expensive starts; raises InvalidConfig."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    try:
-        return socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise InvalidConfig(f"cannot listen on {config.host}:{config.port}: {error}") from error
 
 
 def local_model(model: str) -> Path:

@@ -19,6 +19,8 @@ MAX_METRICS_BYTES = 4 * 2**20
 PREFETCH_TIMEOUT_S = 600.0
 PROMOTION_TIMEOUT_S = 1800.0
 """Running requests finish first."""
+READ_BYTES = 2**16
+"""Held of an answer while the client does not take it: up to twice as much, and twice again."""
 ENGINE_KEEP_ALIVE_S = 30
 """The engine keeps idle connections so long; the gateway reuses younger ones only."""
 _ORIGIN = "http://engine"
@@ -36,7 +38,7 @@ class Relay:
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             auto_decompress=False,
-            read_bufsize=2**18,
+            read_bufsize=READ_BYTES,
             skip_auto_headers=("user-agent", "accept-encoding"),
         )
 

@@ -41,7 +41,7 @@ class Observed:
             try:
                 observer(outcome)
             except Exception:  # an observer harms neither the request nor the others
-                log.exception("request %s: an observer failed", outcome.request_id)
+                log.exception("an observer of requests failed")
 
     @contextmanager
     def refusals(self) -> Iterator[None]:
