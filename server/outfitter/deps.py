@@ -30,6 +30,7 @@ from outfitter.observers.tracing import Tracing, open_tracing
 from outfitter.observers.usage import UsageLedger
 from outfitter.state.usage import UsageTable
 from outfitter.vectors import Base, Vectors, open_vectors
+from outfitter.waiting import WouldWait, at_once
 from taskvectors.checkpoint import cached_fingerprint, load_base_shapes
 from taskvectors.errors import TaskVectorError
 from taskvectors.spec import RequestedLoadout
@@ -151,11 +152,11 @@ class Gateway:
         return self.base
 
     async def plan(self, requested: RequestedLoadout | None) -> Plan:
-        """Decide how a request is served; reads the store in a thread."""
+        """Decide how a request is served; what memory does not know is read in a thread."""
         base = self.ready_base()
         decide = partial(plan, requested, self.vectors.resolve, base.fingerprint, base.modules)
-        if requested is None:
-            return decide()
+        with suppress(WouldWait):
+            return at_once(decide)
         loop, context = asyncio.get_running_loop(), copy_context()
         return await loop.run_in_executor(self.planners, context.run, decide)
 

@@ -27,7 +27,7 @@ LOADOUT: dict[str, Any] = {**BASE, "task_vectors": {VECTOR: 0.5}}
 
 @dataclass(frozen=True)
 class Front:
-    """Where requests go, what they say, and whose cost it is; nobody's where there is no process."""
+    """Where requests go, what they say, and the process whose cost it is, if there is one."""
 
     name: str
     port: int

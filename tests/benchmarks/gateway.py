@@ -6,12 +6,14 @@
 
 The upstream is a stand-in (upstream.py), which the gateway reaches on a unix socket as it reaches
 vLLM, and the others over TCP. The sides take turns; figures are medians of the rounds, and what a
-side adds is its round's median less that of `direct` in the same round. With `--model` the upstream
+side adds is its round's median less that of `direct` in the same round (`least`: of the round with
+the least of it, since the machine may be shared). With `--model` the upstream
 is a real vLLM, asked on its own socket and through the gateway.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ def of_stand_in(options: argparse.Namespace) -> dict[str, Any]:
                 rows += [throughput(side, way, options.share, turn) for side in order]
             print(f"round {turn + 1} of {options.rounds}", flush=True)
     return {
-        "what": "a stand-in streams; ms, events per second and per CPU second of the side's process",
+        "what": "a stand-in streams; events per CPU second are of the side's own process",
         "vllm-router": None if router is None else router_version(router),
         "figures": {
             "latency": latency_figures(rows, options.streams),
@@ -117,7 +119,7 @@ def memory(sides: Sequence[Front], streams: int) -> dict[str, list[float]]:
             sizes.append(side.uss)
             with _held(side, streams):
                 sizes.append(side.uss)
-        steps = zip(sizes, sizes[1:], strict=False)
+        steps = itertools.pairwise(sizes)
         found[side.name] = [round((after - before) / streams / 1024, 1) for before, after in steps]
     return found
 
@@ -140,7 +142,9 @@ def latency_figures(rows: Rows, levels: Sequence[int]) -> Rows:
                     label = f"{kind}_p{q}_ms"
                     figures[label] = _median(own for own, _ in pairs)
                     if name != "direct":
-                        figures[f"{label}_added"] = _median(own - base for own, base in pairs)
+                        added = [own - base for own, base in pairs]
+                        figures[f"{label}_added"] = _median(added)
+                        figures[f"{label}_added_least"] = round(min(added), 3)
             table.append(figures)
     return table
 
@@ -233,7 +237,7 @@ def _quantile(row: dict[str, Any], kind: str, percent: int) -> float:
     return times[min(len(times) - 1, len(times) * percent // 100)] / 1000
 
 
-def _median(numbers: Iterator[float]) -> float:
+def _median(numbers: Iterable[float]) -> float:
     return round(statistics.median(numbers), 3)
 
 

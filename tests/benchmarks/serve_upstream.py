@@ -1,4 +1,4 @@
-"""`outfitter serve` as its own process before the stand-in that streams: ROOT PORT UPSTREAM_PORT."""
+"""`outfitter serve` as its own process before the stand-in: ROOT PORT UPSTREAM_PORT."""
 
 import sys
 from pathlib import Path

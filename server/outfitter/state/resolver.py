@@ -12,6 +12,7 @@ from outfitter.errors import CatalogUnavailable
 from outfitter.state.changes import Changes
 from outfitter.state.generation import Generation
 from outfitter.state.records import Version
+from outfitter.waiting import check_may_wait
 from taskvectors.errors import VectorNotFound
 from taskvectors.spec import Reference
 
@@ -118,6 +119,7 @@ class Resolver:
 
     def _ask_once(self, reference: Reference, generation: int) -> _Answer:
         """Callers who know the same generation share one question."""
+        check_may_wait()
         key = (reference, generation)
         with self._lock:
             future = self._asking.get(key)
