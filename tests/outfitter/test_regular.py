@@ -120,6 +120,15 @@ def test_only_the_name_of_the_model_changes(trap: str) -> None:
         assert json.loads(event[6:]) == {**json.loads(original[6:]), "model": "my model"}
 
 
+@pytest.mark.parametrize(
+    "fields", [head(), head(number="chatcmpl-a.b:c/d+e="), {"id": "cmpl-1", "model": "m"}]
+)
+def test_events_begin_as_vllm_writes_them(fields: dict[str, object]) -> None:
+    """With a client's own request id, too, and without what a text completion leaves out."""
+    event = line({**fields, "choices": []}).encode()
+    assert head_of(event) == event.removesuffix(b',"choices":[]}')
+
+
 def rename(block: bytes) -> bytes | None:
     old = head_of(said("x").encode())
     assert old is not None

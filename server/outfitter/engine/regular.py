@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 _HEAD = re.compile(
-    rb'data: \{"id":"[\w-]+","object":"[\w.]+","created":\d+,"model":"(?:[^"\\]|\\.)*"', re.ASCII
+    rb'data: \{(?:"(?:id|object|created)":(?:"[^"\\]*"|\d+),)*"model":"(?:[^"\\]|\\.)*"'
 )
 _END = b"\n\n"
 
