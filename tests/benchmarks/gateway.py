@@ -21,16 +21,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from taskvectors.bench.machine import write_result
 from tests.benchmarks.fronts import Front, fronts, router_path, router_version
-from tests.end_to_end.conftest import serving
+from tests.benchmarks.gateway_figures import latency_figures, throughput_figures
 
 RESULTS = Path(__file__).parent / "results" / "gateway.json"
 STREAMS = (1, 32, 256)
+MODEL_STREAMS, MODEL_TOKENS = 64, 64
 GAP_MS = 50
 """Between the events of the streams that flow beside a probe: 20 tokens a second each."""
 WAYS: dict[str, dict[str, int]] = {
@@ -82,7 +83,7 @@ def of_stand_in(options: argparse.Namespace) -> dict[str, Any]:
         "what": "a stand-in streams; events per CPU second are of the side's own process",
         "vllm-router": None if router is None else router_version(router),
         "figures": {
-            "latency": latency_figures(rows, options.streams),
+            "latency": latency_figures(rows),
             "throughput": throughput_figures(rows),
             "kib_per_open_stream": held,
         },
@@ -124,78 +125,44 @@ def memory(sides: Sequence[Front], streams: int) -> dict[str, list[float]]:
     return found
 
 
-def latency_figures(rows: Rows, levels: Sequence[int]) -> Rows:
-    """For each number of streams, side and kind: p50 and p99, and what they are above direct's."""
-    table = []
-    for streams in levels:
-        mine = [r for r in rows if r["measure"] == "latency" and r["streams"] == streams]
-        direct = {r["round"]: r for r in mine if r["side"] == "direct"}
-        for name in dict.fromkeys(r["side"] for r in mine):
-            figures: dict[str, Any] = {"streams": streams, "side": name}
-            for kind in ("short", "first_event"):
-                for q in (50, 99):
-                    pairs = [
-                        (_quantile(r, kind, q), _quantile(direct[r["round"]], kind, q))
-                        for r in mine
-                        if r["side"] == name
-                    ]
-                    label = f"{kind}_p{q}_ms"
-                    figures[label] = _median(own for own, _ in pairs)
-                    if name != "direct":
-                        added = [own - base for own, base in pairs]
-                        figures[f"{label}_added"] = _median(added)
-                        figures[f"{label}_added_least"] = round(min(added), 3)
-            table.append(figures)
-    return table
-
-
-def throughput_figures(rows: Rows) -> Rows:
-    """For each way of writing and side: events per second, and per CPU second of its process."""
-    table = []
-    for way in WAYS:
-        mine = [r for r in rows if r["measure"] == "throughput" and r["way"] == way]
-        for name in dict.fromkeys(r["side"] for r in mine):
-            runs = [r for r in mine if r["side"] == name]
-            figures: dict[str, Any] = {"way": way, "side": name}
-            figures["events_per_s"] = round(
-                statistics.median(r["events"] / r["seconds"] for r in runs)
-            )
-            if all(r["cpu_seconds"] for r in runs):
-                figures["events_per_cpu_s"] = round(
-                    statistics.median(r["events"] / r["cpu_seconds"] for r in runs)
-                )
-            table.append(figures)
-    return table
-
-
 def of_model(options: argparse.Namespace) -> dict[str, Any]:
     """Throughput of a real vLLM, on its own socket and through the gateway, in turns."""
-    streams, tokens = 64, 64
-    rows: Rows = []
-    with tempfile.TemporaryDirectory() as name:
-        limits = ("--max-model-len", "256", "--", "--max-num-seqs", str(streams))
-        with serving(options.model, "model", Path(name), *limits) as gateway:
-            port = int(gateway.url.rpartition(":")[2])
-            sides = {"direct": {"uds": str(gateway.engine_socket())}, "outfitter": {"port": port}}
-            for turn in range(-1, options.rounds):
-                for side in sorted(sides, reverse=bool(turn % 2)):
-                    messages = [{"role": "user", "content": f"Tell me of coat {turn}."}]
-                    fields = {"model": "model", "messages": messages, "ignore_eos": True}
-                    fields |= {"max_tokens": tokens, "temperature": 0}
-                    asked = {"fields": fields, "streams": streams, "events": tokens}
-                    found = run_client("throughput", **sides[side], **asked)
-                    if turn >= 0:  # the first round warms up
-                        rows.append({"side": side, "round": turn, **found})
-                print(f"round {turn + 1} of {options.rounds}", flush=True)
-    seconds = {side: [r["seconds"] for r in rows if r["side"] == side] for side in sides}
+    from tests.end_to_end.conftest import serving  # slow to import
+
+    limits = ("--max-model-len", "256", "--", "--max-num-seqs", str(MODEL_STREAMS))
+    with (
+        tempfile.TemporaryDirectory() as name,
+        serving(options.model, "model", Path(name), *limits) as gateway,
+    ):
+        port = int(gateway.url.rpartition(":")[2])
+        ways = {"direct": {"uds": str(gateway.engine_socket())}, "outfitter": {"port": port}}
+        rows = [row for turn in range(-1, options.rounds) for row in model_rows(ways, turn)]
+    rows = [row for row in rows if row["round"] >= 0]  # before that it warmed up
+    seconds = {side: [r["seconds"] for r in rows if r["side"] == side] for side in ways}
     shares = [d / o for d, o in zip(seconds["direct"], seconds["outfitter"], strict=True)]
-    figures: dict[str, Any] = {
-        side: {"tokens_per_s": round(streams * tokens / statistics.median(times), 1)}
-        for side, times in seconds.items()
+    tokens = MODEL_STREAMS * MODEL_TOKENS
+    return {
+        "what": f"{MODEL_STREAMS} streams of {MODEL_TOKENS} tokens at once, of a real vLLM",
+        "figures": {
+            "tokens_per_s": {
+                s: round(tokens / statistics.median(t), 1) for s, t in seconds.items()
+            },
+            "share_of_direct": round(statistics.median(shares), 4),
+        },
+        "rows": rows,
     }
-    figures["share_of_direct"] = round(statistics.median(shares), 4)
-    what = f"{streams} streams of {tokens} tokens at once, of a real vLLM"
-    return {"what": what, "figures": figures, "rows": rows}
+
+
+def model_rows(ways: dict[str, dict[str, Any]], turn: int) -> Rows:
+    """One round of a real model: every way the same streams; who begins changes."""
+    messages = [{"role": "user", "content": f"Tell me of coat {turn}."}]
+    fields = {"model": "model", "messages": messages, "max_tokens": MODEL_TOKENS}
+    fields |= {"ignore_eos": True, "temperature": 0}
+    asked = {"fields": fields, "streams": MODEL_STREAMS, "events": MODEL_TOKENS}
+    order = sorted(ways, reverse=bool(turn % 2))
+    found = [(side, run_client("throughput", **ways[side], **asked)) for side in order]
+    print(f"round {turn + 1}: {found}", flush=True)
+    return [{"side": side, "round": turn, **seen} for side, seen in found]
 
 
 def run_client(measure: str, **asked: object) -> Any:
@@ -229,16 +196,6 @@ def _held(side: Front, streams: int) -> Iterator[None]:
 def _microseconds(seconds: Sequence[float]) -> str:
     """Numbers in one text, which JSON keeps on one line."""
     return " ".join(str(round(second * 1e6)) for second in seconds)
-
-
-def _quantile(row: dict[str, Any], kind: str, percent: int) -> float:
-    """Milliseconds."""
-    times = sorted(int(number) for number in row[f"{kind}_us"].split())
-    return times[min(len(times) - 1, len(times) * percent // 100)] / 1000
-
-
-def _median(numbers: Iterable[float]) -> float:
-    return round(statistics.median(numbers), 3)
 
 
 if __name__ == "__main__":
