@@ -25,6 +25,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._unparsed_bytes = 0
         self._awaits_headers = True
+        self._has_begun = False
         self._is_too_large = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -50,7 +51,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Count from here."""
         super().on_message_begin()
-        self._header_bytes = 0
+        self._has_begun, self._header_bytes = True, 0
 
     def on_url(self, url: bytes) -> None:
         """Count it."""
@@ -77,7 +78,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Whatever comes next are headers."""
         self._unparsed_bytes = 0
         super().on_message_complete()
-        self._awaits_headers = True
+        self._awaits_headers, self._has_begun = True, False
 
     def send_400_response(self, msg: str) -> None:
         """What the parser does not take."""
@@ -102,13 +103,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self._timer = None
         if self.transport.is_closing():
             return
-        if self._unparsed_bytes or self._header_bytes:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._start_timer()  # what waits is the next request, and this one is being answered
+        elif self._has_begun:
             message = f"the headers took longer than {HEADER_S:g} s; send the request again"
             self._refuse(ApiError(408, message, "headers_too_slow"))
         else:
             self.transport.close()
 
     def _refuse(self, error: ApiError) -> None:
+        """Say why and close; within an answer nothing can be said."""
+        cycle = self.cycle
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.close()
+            return
         body = json.dumps(error.body).encode()
         head = (
             f"HTTP/1.1 {error.status} {_PHRASES[error.status]}\r\n"

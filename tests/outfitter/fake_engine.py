@@ -17,6 +17,7 @@ from aiohttp import web
 
 CHILD = "import time; time.sleep(600)"
 PROPERTIES = {"model": {}, "prompt": {}, "messages": {}, "stream": {}, "min_tokens": {}}
+STAMP = {"system_fingerprint": "vllm-0.32.0-0a1b2c3d"}
 SEEN: dict[str, int] = {"aborted": 0, "ill": 0, "flooded": 0}
 
 
@@ -84,7 +85,10 @@ async def flood(response: web.StreamResponse, body: dict) -> None:
 
 
 def events(path: str, body: dict, prompt: str) -> Iterator[bytes]:
-    """A stream as vLLM 0.32 writes it, usage included where it is asked for."""
+    """A stream as vLLM 0.32 writes it, usage included where it is asked for.
+
+    Its fingerprint stands in the usage, and without one in the last event of each choice.
+    """
     options = body.get("stream_options") or {}
     asked = bool(options.get("include_usage"))
     is_continuous = asked and bool(options.get("continuous_usage_stats"))
@@ -92,10 +96,12 @@ def events(path: str, body: dict, prompt: str) -> Iterator[bytes]:
     if path == "/v1/chat/completions":
         yield event(chunk(path, model, "", usage(prompt, 0) if is_continuous else None))
     for count, word in enumerate(words, 1):
-        yield event(chunk(path, model, word, usage(prompt, count) if is_continuous else None))
+        is_last = count == len(words)
+        told = usage(prompt, count) if is_continuous else None
+        yield event(chunk(path, model, word, told, is_last=is_last, is_stamped=not asked))
     if asked:
         told = {**usage(prompt, len(words)), "prompt_tokens_details": {"cached_tokens": 1}}
-        fields = {**head(path, model), "choices": [], "usage": told}
+        fields = {**head(path, model), "choices": [], "usage": told, **STAMP}
         yield event(json.dumps(fields, separators=(",", ":")))
 
 
@@ -103,15 +109,27 @@ def event(fields: str) -> bytes:
     return b"data: " + fields.encode() + b"\n\n"
 
 
-def chunk(path: str, model: str, word: str, told: dict | None = None) -> str:
+def chunk(
+    path: str,
+    model: str,
+    word: str,
+    told: dict | None = None,
+    *,
+    index: int = 0,
+    is_last: bool = False,
+    is_stamped: bool = False,
+) -> str:
     """One event; without a word, that with which a chat begins."""
-    choice: dict = {"index": 0, "text": word, "logprobs": None, "finish_reason": None}
+    choice: dict = {"index": index, "text": word}
     if path == "/v1/chat/completions":
         delta = {"content": word} if word else {"role": "assistant", "content": ""}
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+        choice = {"index": index, "delta": delta}
+    choice |= {"logprobs": None, "finish_reason": "stop" if is_last else None}
     fields = {**head(path, model), "choices": [choice]}
     if told is not None:
         fields["usage"] = told
+    if is_last and is_stamped:
+        fields |= STAMP
     return json.dumps(fields, separators=(",", ":"))
 
 

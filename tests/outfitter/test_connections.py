@@ -118,6 +118,26 @@ def test_headers_that_are_slow_are_refused(
         assert b" 408 " in read_all(end)
 
 
+@pytest.mark.parametrize(
+    ("more", "said"), [(b"\r\n", b""), (b"GET / HTTP/1.1\r\nx: ", b"HTTP/1.1 408")]
+)
+def test_what_follows_a_request_does_not_break_its_answer(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch, more: bytes, said: bytes
+) -> None:
+    """A stray line end, or a further request that is slow to come."""
+    monkeypatch.setattr(connection, "HEADER_S", 0.2)
+    with connected(gateway.url) as end:
+        end.sendall(post({"model": "base-model", "prompt": "slowly", "stream": True}))
+        time.sleep(0.1)
+        end.sendall(more)
+        answer = read_all(end)
+    stream, _, rest = answer.partition(b"data: [DONE]\n\n\r\n")
+    assert stream.startswith(b"HTTP/1.1 200")
+    assert stream.count(b"data: {") == 3
+    assert rest.startswith(b"0\r\n\r\n" + said)
+    assert bool(said) == (len(rest) > len(b"0\r\n\r\n"))
+
+
 def flooded(client: httpx.Client) -> int:
     return echo(client)["flooded"]
 

@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,15 @@ import httpx
 import pytest
 
 from outfitter.observers import logs
-from tests.outfitter.harness import Running, make_config, make_vector, push, running, wait_for
+from tests.outfitter.harness import (
+    Running,
+    free_port,
+    make_config,
+    make_vector,
+    push,
+    running,
+    wait_for,
+)
 
 CANARY = "canary-7c41d9"
 
@@ -195,3 +205,43 @@ def test_an_exception_has_its_traceback(log: Log) -> None:
     [record] = log.records
     assert record["message"] == "it failed"
     assert "ValueError: wrong" in record["exception"]
+
+
+SERVE = """
+import sys
+from pathlib import Path
+from outfitter.commands.serve import run
+from outfitter.vectors import Base
+from tests.outfitter.harness import FINGERPRINT, SHAPES, fake_command, make_config
+
+config = make_config(Path(sys.argv[1]), port=int(sys.argv[2]), log_format="json")
+base = Base(FINGERPRINT, SHAPES)
+sys.exit(run(config, command=fake_command(), prepare_base=lambda config: base))
+"""
+
+
+def test_a_whole_process_logs_json(tmp_path: Path) -> None:
+    """From its start to its end, the engine's lines included: nothing else is on standard error."""
+    port = free_port()
+    command = [sys.executable, "-c", SERVE, str(tmp_path), str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: status_of(f"{url}/health/ready") == 200)
+        body = {"model": "base-model", "prompt": CANARY}
+        assert httpx.post(f"{url}/v1/completions", json=body).status_code == 200
+        process.terminate()
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    records = [json.loads(line) for line in errors.splitlines()]
+    said = [(record["logger"], record["message"]) for record in records]
+    assert ("outfitter.engine", "fake engine started") in said
+    assert ("outfitter.access", "request") in said
+    assert any(text.startswith("ready: base-model at") for _, text in said)
+    assert CANARY not in errors
+
+
+def status_of(url: str) -> int | None:
+    try:
+        return httpx.get(url).status_code
+    except httpx.HTTPError:
+        return None

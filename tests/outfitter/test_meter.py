@@ -7,7 +7,8 @@ import pytest
 
 from outfitter.control.outcome import Outcome
 from outfitter.control.principal import OPEN
-from outfitter.engine.meter import StreamMeter, Usage, usage_of, with_usage
+from outfitter.engine.hidden import Fingerprint, HiddenUsage, with_usage
+from outfitter.engine.meter import StreamMeter, Usage, usage_of
 from outfitter.engine.rewrite import Identity, StreamRewriter
 from tests.outfitter import fake_engine
 
@@ -26,13 +27,19 @@ def clock(step: float = 1.0) -> Iterator[float]:
         yield now
 
 
-def relayed(stream: bytes, size: int, hides_usage: bool) -> tuple[bytes, Outcome]:
+def relayed(
+    stream: bytes, size: int, hides_usage: bool, fingerprint: Fingerprint | None = None
+) -> tuple[bytes, Outcome]:
     """What the client sees of a stream that arrives in parts of `size`, and what was noted."""
     rewriter, ticks = StreamRewriter(Identity("m")), clock()
-    meter = StreamMeter(hides_usage, lambda: next(ticks))
-    parts = [stream[i : i + size] for i in range(0, len(stream), size)]
-    seen = b"".join(meter.feed(lines) for part in parts if (lines := rewriter.feed(part)))
-    seen += rewriter.finish()
+    meter = StreamMeter(lambda: next(ticks))
+    hidden = HiddenUsage(fingerprint or Fingerprint())
+    seen = b""
+    for start in range(0, len(stream), size):
+        lines = rewriter.feed(stream[start : start + size])
+        meter.feed(lines)
+        seen += hidden.feed(lines) if hides_usage else lines
+    seen += hidden.release() + rewriter.finish()
     told = outcome()
     meter.tell(told)
     return seen, told
@@ -46,9 +53,14 @@ def stream_of(path: str, **options: bool) -> bytes:
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 100_000])
 @pytest.mark.parametrize("path", PATHS)
 def test_a_usage_that_was_not_asked_for_is_not_seen(path: str, size: int) -> None:
-    """The client gets, byte for byte, the stream of an engine that was not asked for usage."""
-    seen, told = relayed(stream_of(path, include_usage=True), size, hides_usage=True)
-    assert seen == stream_of(path)
+    """The client gets, byte for byte, the stream of an engine that was not asked for usage.
+
+    Also the first stream, when the engine's fingerprint is not known.
+    """
+    fingerprint = Fingerprint()
+    for _ in range(2):
+        seen, told = relayed(stream_of(path, include_usage=True), size, True, fingerprint)
+        assert seen == stream_of(path)
     assert (told.prompt_tokens, told.cached_tokens, told.completion_tokens) == (2, 1, 3)
 
 
@@ -71,9 +83,52 @@ def test_a_stream_that_is_cut_counts_its_events(path: str) -> None:
     assert (told.prompt_tokens, told.completion_tokens) == (0, 2)
 
 
+@pytest.mark.parametrize("is_known", [False, True])
+def test_several_choices_end_as_they_would(is_known: bool) -> None:
+    """What is written while one of them has ended is not held up."""
+
+    def choices(is_stamped: bool) -> list[bytes]:
+        ends = [(0, "a", False), (0, "b", True), (1, "c", False), (1, "d", True)]
+        path = PATHS[0]
+        return [
+            event(chunk(path, "m", word, index=index, is_last=is_last, is_stamped=is_stamped))
+            for index, word, is_last in ends
+        ]
+
+    event, chunk = fake_engine.event, fake_engine.chunk
+    hidden = HiddenUsage(Fingerprint(b'"vllm-0.32.0-0a1b2c3d"' if is_known else None))
+    usage = stream_of(PATHS[0], include_usage=True).split(b"\n\n")[-3] + b"\n\n"
+    seen = [hidden.feed(part) for part in (*choices(is_stamped=False), usage, DONE)]
+    assert sorted(b"".join(seen).split(b"\n\n")) == sorted(
+        b"".join((*choices(is_stamped=True), DONE)).split(b"\n\n")
+    )
+    assert seen[2] == choices(is_stamped=True)[2]
+    assert bool(seen[1]) == is_known
+
+
+@pytest.mark.parametrize("end", [DONE, b'data: {"error": {}}\n\n', b""])
+def test_a_stream_without_a_usage_loses_nothing(end: bytes) -> None:
+    """However it ends."""
+    stream = stream_of(PATHS[0]).replace(b',"system_fingerprint":"vllm-0.32.0-0a1b2c3d"', b"")
+    stream = stream.removesuffix(DONE) + end
+    for size in (1, 20, 10_000):
+        seen, _ = relayed(stream, size, hides_usage=True)
+        before, error, _ = seen.partition(b'data: {"error"')  # whose text is the gateway's own
+        assert before.split() == stream.partition(b'data: {"error"')[0].split()
+        assert bool(error) == (b"error" in end)
+
+
+def test_an_engine_without_a_fingerprint_gets_none() -> None:
+    """Nothing is held up after the first stream."""
+    fingerprint = Fingerprint()
+    fingerprint.learn(b'data: {"choices":[],"usage":{}}')
+    event = fake_engine.event(fake_engine.chunk(PATHS[0], "m", "x", is_last=True))
+    assert HiddenUsage(fingerprint).feed(event) == event
+
+
 def test_times_are_of_the_first_and_last_token() -> None:
     """A mean over the gaps between events; none for a single event."""
-    meter, ticks = StreamMeter(False, lambda: next(ticks)), clock(2.0)
+    meter, ticks = StreamMeter(lambda: next(ticks)), clock(2.0)
     event = fake_engine.event(fake_engine.chunk(PATHS[0], "m", "x"))
     told = outcome()
     meter.feed(b": ping\n\n")
@@ -101,7 +156,7 @@ def test_what_a_model_writes_is_never_taken_for_usage() -> None:
 
 def test_an_error_event_is_noticed() -> None:
     """It is no token."""
-    meter = StreamMeter(False)
+    meter = StreamMeter()
     meter.feed(b'data: {"error": {"message": "m"}}\n\n')
     told = outcome()
     meter.tell(told)

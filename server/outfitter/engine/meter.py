@@ -12,13 +12,10 @@ from dataclasses import dataclass
 
 from outfitter.control.outcome import Outcome
 
-STREAM_OPTIONS = "stream_options"
-INCLUDE_USAGE = "include_usage"
-CONTINUOUS = "continuous_usage_stats"
 _DATA, _NEXT_DATA = b"data: {", b"\ndata: {"
 _EVENT, _DELTA_END = b"event: ", b".delta\n"
-_ERROR = b'data: {"error"'
-_KEY = b'"usage"'
+ERROR_EVENT = b'data: {"error"'
+USAGE_KEY = b'"usage"'
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _ROLE, _EMPTY = b'"role":', b'"content":""'
@@ -32,21 +29,6 @@ class Usage:
     prompt: int
     cached: int
     completion: int
-
-
-def with_usage(fields: Mapping[str, object]) -> tuple[Mapping[str, object], bool]:
-    """A request whose stream ends with its usage, and whether the client must not see that.
-
-    What the engine would refuse stays as it is, and so does what the client asked for itself.
-    """
-    options = fields.get(STREAM_OPTIONS)
-    if fields.get("stream") is not True or not isinstance(options, Mapping | None):
-        return fields, False
-    given = dict(options or {})
-    is_asked, is_continuous = given.get(INCLUDE_USAGE), given.pop(CONTINUOUS, None)
-    if is_asked not in (None, False) or not isinstance(is_continuous, bool | None):
-        return fields, False
-    return {**fields, STREAM_OPTIONS: {**given, INCLUDE_USAGE: True}}, True
 
 
 def usage_of(body: bytes) -> Usage | None:
@@ -65,36 +47,27 @@ def usage_of(body: bytes) -> Usage | None:
 
 
 class StreamMeter:
-    """Sees the whole lines of one stream of server-sent events, as they are sent.
+    """Sees the whole lines of one stream of server-sent events, and changes nothing."""
 
-    hides_usage: the client did not ask for the last event, which holds nothing but the usage.
-    """
-
-    def __init__(self, hides_usage: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        self._hides_usage = hides_usage
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._first: float | None = None
         self._last: float | None = None
         self._num_events = 0
         self._has_types = False
         self._usage: bytes | None = None
-        self._skips_blank = False
         self.has_failed = False
         """Whether the engine sent an error as its last event."""
 
-    def feed(self, lines: bytes) -> bytes:
-        """What the client is to see of some whole lines."""
-        if self._skips_blank:
-            self._skips_blank = False
-            lines = lines.removeprefix(b"\n")
+    def feed(self, lines: bytes) -> None:
+        """Look at some whole lines that have just come."""
         count = lines.count(_NEXT_DATA) + lines.startswith(_DATA)
         if self._has_types or lines.startswith(_EVENT):
             self._has_types = True
             count = lines.count(_DELTA_END)
-        if _KEY in lines:
-            lines, num_bare = self._note_usage(lines)
-            count -= num_bare
-        if _ERROR in lines:
+        if USAGE_KEY in lines:
+            count -= self._note_usage(lines)
+        if ERROR_EVENT in lines:
             self.has_failed = True
             count -= 1
         if self._first is None and count > 0:
@@ -103,7 +76,6 @@ class StreamMeter:
             self._last = self._clock()
             self._first = self._last if self._first is None else self._first
             self._num_events += count
-        return lines
 
     def tell(self, outcome: Outcome) -> None:
         """Write down what was seen so far."""
@@ -112,23 +84,11 @@ class StreamMeter:
         if self._usage is not None and (usage := usage_of(self._usage)) is not None:
             note_usage(outcome, usage)
 
-    def _note_usage(self, lines: bytes) -> tuple[bytes, int]:
-        """The lines to pass on, and how many events have no token but a usage."""
-        kept: list[bytes] = []
-        num_bare, skips = 0, False
-        for line in lines.splitlines(keepends=True):
-            is_blank, skips = skips and line == b"\n", False
-            if is_blank:
-                continue
-            if _USAGE.search(line):
-                self._usage = line
-                is_bare = _is_bare(line)
-                num_bare += is_bare
-                if skips := is_bare and self._hides_usage:
-                    continue
-            kept.append(line)
-        self._skips_blank = skips
-        return b"".join(kept), num_bare
+    def _note_usage(self, lines: bytes) -> int:
+        """Keep the last usage; returns how many events bring no token but a usage."""
+        told = [line for line in lines.splitlines() if _USAGE.search(line)]
+        self._usage = told[-1] if told else self._usage
+        return sum(map(is_bare_usage, told))
 
 
 def note_usage(outcome: Outcome, usage: Usage) -> None:
@@ -138,9 +98,9 @@ def note_usage(outcome: Outcome, usage: Usage) -> None:
     outcome.completion_tokens = usage.completion
 
 
-def _is_bare(line: bytes) -> bool:
+def is_bare_usage(line: bytes) -> bool:
     """Whether an event holds a usage and no choice."""
-    if not _NO_CHOICES.search(line):
+    if USAGE_KEY not in line or not _NO_CHOICES.search(line):
         return False
     try:
         fields = json.loads(line[len(_DATA) - 1 :])

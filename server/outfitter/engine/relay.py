@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 
+from outfitter.engine.hidden import Fingerprint
 from outfitter.errors import ApiError, engine_died, shorten, unavailable
 from taskvectors.errors import EngineUnavailable
 
@@ -41,6 +42,7 @@ class Relay:
             read_bufsize=READ_BYTES,
             skip_auto_headers=("user-agent", "accept-encoding"),
         )
+        self.fingerprint = Fingerprint()
 
     async def close(self) -> None:
         """Close every connection to the engine."""

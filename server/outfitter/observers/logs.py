@@ -19,6 +19,8 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 FIELDS = "fields"
 """The attribute of a record that holds a mapping of what else it says."""
 
+_ENCODER = json.JSONEncoder(default=str)
+
 access = logging.getLogger(ACCESS)
 changes = logging.getLogger(CHANGES)
 
@@ -78,7 +80,7 @@ class JsonFormatter(logging.Formatter):
         fields |= getattr(record, FIELDS, {})
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields, default=str)
+        return _ENCODER.encode(fields)
 
 
 class TextFormatter(logging.Formatter):

@@ -1,6 +1,7 @@
 """A span for each request, which the engine's own spans hang on. Imports OpenTelemetry's SDK."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -13,16 +14,16 @@ from starlette.types import Scope
 
 from outfitter.control.outcome import Outcome
 from outfitter.control.principal import Principal
+from taskvectors import __version__
 
 SERVICE = "outfitter"
 _HEADERS = (b"traceparent", b"tracestate")
 
 
-def exported() -> "Traces":
+def exported(environment: Mapping[str, str]) -> "Traces":
     """Traces to the collector that the environment names, in the background."""
-    from taskvectors import __version__
-
-    resource = Resource.create({"service.name": SERVICE, "service.version": __version__})
+    name = environment.get("OTEL_SERVICE_NAME") or SERVICE
+    resource = Resource.create({"service.name": name, "service.version": __version__})
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Traces(provider)

@@ -37,4 +37,4 @@ def open_tracing(environment: Mapping[str, str]) -> Tracing | None:
     except ImportError as error:
         advice = "pip install 'outfitter[otel]', or unset it"
         raise InvalidConfig(f"{named} is set, which needs OpenTelemetry: {advice}") from error
-    return traces.exported()
+    return traces.exported(environment)

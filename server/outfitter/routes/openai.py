@@ -16,7 +16,7 @@ from outfitter.control.resolve import (
     requested_loadout,
 )
 from outfitter.deps import Gateway, GatewayDep, PrincipalDep
-from outfitter.engine.meter import with_usage
+from outfitter.engine.hidden import with_usage
 from outfitter.engine.rewrite import Identity
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.routes.body import read_body

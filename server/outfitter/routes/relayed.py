@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from outfitter.control.outcome import CLIENT_LEFT
+from outfitter.engine.hidden import HiddenUsage
 from outfitter.engine.meter import StreamMeter, note_usage, usage_of
 from outfitter.engine.relay import Relay, kept_headers
 from outfitter.engine.rewrite import Identity, StreamRewriter, stream_error, translate_error
@@ -96,7 +97,7 @@ class RelayedResponse(Response):
     async def _stream(
         self, upstream: aiohttp.ClientResponse, headers: Mapping[str, str], send: Send
     ) -> None:
-        meter = StreamMeter(self._request.hides_usage)
+        meter = StreamMeter()
         self._outcome.is_stream = True
         await send(_start({**headers, "cache-control": "no-cache"}))
         self._is_streaming = True
@@ -113,15 +114,19 @@ class RelayedResponse(Response):
     ) -> tuple[int, str | None, bytes]:
         """The lines of a stream as they come; returns its status and code, and its last bytes."""
         rewriter = StreamRewriter(self._identity)
+        hidden = HiddenUsage(self._relay.fingerprint) if self._request.hides_usage else None
         try:
             async for chunk in upstream.content.iter_any():
-                if (lines := rewriter.feed(chunk)) and (lines := meter.feed(lines)):
+                lines = rewriter.feed(chunk)
+                meter.feed(lines)
+                if hidden is not None:
+                    lines = hidden.feed(lines)
+                if lines:
                     await send(_part(lines, more=True))
-            last = rewriter.finish()
         except (aiohttp.ClientError, ConnectionError):
             died = engine_died()
-            return died.status, died.code, stream_error(died.body)
-        return 500 if meter.has_failed else 200, None, last
+            return died.status, died.code, _released(hidden) + stream_error(died.body)
+        return 500 if meter.has_failed else 200, None, _released(hidden) + rewriter.finish()
 
     async def _say_goodbye(self, send: Send) -> None:
         error = unavailable("the server is shutting down", "shutting_down")
@@ -140,6 +145,10 @@ async def _departure(receive: Receive) -> None:
 async def _cancel(task: "asyncio.Task[None]") -> None:
     task.cancel()
     await asyncio.wait({task})
+
+
+def _released(hidden: HiddenUsage | None) -> bytes:
+    return b"" if hidden is None else hidden.release()
 
 
 def _start(headers: Mapping[str, str]) -> dict[str, object]:
