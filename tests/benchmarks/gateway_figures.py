@@ -79,7 +79,7 @@ def _latency_cell(row: Mapping[str, Any], label: str) -> str:
     added, least = row.get(f"{label}_added"), row.get(f"{label}_added_least")
     if added is None:
         return f"{row[label]:.2f} in all"
-    return f"+{added:.2f} (+{least:.2f})" if "_p50_" in label else f"+{added:.2f}"
+    return f"{added:+.2f} ({least:+.2f})"
 
 
 def _groups(rows: Rows, measure: str, key: str) -> Iterable[tuple[Any, str, Rows]]:

@@ -93,8 +93,11 @@ def _bursts(model: str, num_events: int, burst: int, has_usage: bool) -> list[by
     """What is written of a stream, `burst` events at a time; the last holds the end."""
     deltas: list[dict[str, object]] = [{"role": "assistant", "content": ""}]
     deltas += [{"content": WORDS[n % len(WORDS)]} for n in range(num_events - 1)]
-    chunks = [_chunked(_event(model, [_choice(delta)])) for delta in deltas]
-    end = [_chunked(_event(model, [], usage=_usage(num_events)))] if has_usage else []
+    ends = [None] * (num_events - 1) + ["length"]
+    choices = [_choice(delta, end) for delta, end in zip(deltas, ends, strict=True)]
+    chunks = [_chunked(_event(model, [choice])) for choice in choices]
+    told = {"usage": _usage(num_events), "system_fingerprint": "stand-in"}
+    end = [_chunked(_event(model, [], **told))] if has_usage else []
     groups = [b"".join(chunks[n : n + burst]) for n in range(0, num_events, burst)]
     return [
         *groups[:-1],
@@ -102,8 +105,8 @@ def _bursts(model: str, num_events: int, burst: int, has_usage: bool) -> list[by
     ]
 
 
-def _choice(delta: dict[str, object]) -> dict[str, object]:
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None, "token_ids": None}
+def _choice(delta: dict[str, object], end: str | None) -> dict[str, object]:
+    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": end, "token_ids": None}
 
 
 def _event(model: str, choices: list[dict[str, object]], **more: object) -> bytes:
