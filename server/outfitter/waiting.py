@@ -14,7 +14,7 @@ class WouldWait(Exception):
 
 
 def at_once(decide: Callable[[], T]) -> T:
-    """What `decide` returns; raises WouldWait where it would ask a database or a file."""
+    """What `decide` returns; raises WouldWait where it would ask a database, or take long."""
     token = _IS_AT_ONCE.set(True)
     try:
         return decide()

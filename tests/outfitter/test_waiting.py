@@ -6,7 +6,9 @@ from contextvars import copy_context
 
 import pytest
 
+from outfitter.control.selection import Modules
 from outfitter.waiting import WouldWait, at_once, check_may_wait
+from taskvectors.selection import Selection
 
 
 def slow() -> int:
@@ -42,3 +44,13 @@ def test_a_thread_may_wait() -> None:
                 return await loop.run_in_executor(threads, copy_context().run, slow)
 
     assert asyncio.run(ask()) == 1
+
+
+def test_a_selection_is_looked_up_once_and_then_known() -> None:
+    """Many modules take long; what was found is remembered."""
+    modules = Modules(["model.layers.0.mlp.up_proj.weight"])
+    selection = Selection(modules=(("mlp.*", 1.0),))
+    with pytest.raises(WouldWait):
+        at_once(lambda: modules.problem(selection))
+    assert modules.problem(selection) is None
+    assert at_once(lambda: modules.problem(selection)) is None
