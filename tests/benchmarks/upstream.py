@@ -161,11 +161,12 @@ def _content_length(head: bytes) -> int:
 async def serve(uds: str | None, port: int | None) -> None:
     """Answer on a unix socket, on a TCP port of this machine, or on both."""
     loop = asyncio.get_running_loop()
+    servers = []  # a server that nobody holds stops accepting when it is collected
     if uds:
-        await loop.create_unix_server(Engine, uds, backlog=2048)
+        servers.append(await loop.create_unix_server(Engine, uds, backlog=2048))
     if port:
-        await loop.create_server(Engine, "127.0.0.1", port, backlog=2048)
-    await asyncio.Event().wait()
+        servers.append(await loop.create_server(Engine, "127.0.0.1", port, backlog=2048))
+    await asyncio.gather(*(server.serve_forever() for server in servers))
 
 
 def main() -> None:
