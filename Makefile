@@ -45,6 +45,9 @@ bench: $(VENV)/.test $(MODEL)/config.json
 	$(BIN)/python -m tests.benchmarks.tiers
 	$(BIN)/python -m tests.benchmarks.redis_tier
 	$(BIN)/python -m tests.benchmarks.zipf --model $(MODEL)
+	$(BIN)/python -m tests.benchmarks.gateway
+	$(BIN)/python -m tests.benchmarks.gateway --model $(MODEL) \
+	  -o tests/benchmarks/results/gateway_model.json
 
 # Wants `make serve` in another terminal.
 grades: $(VENV)/.test

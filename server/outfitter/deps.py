@@ -11,7 +11,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
@@ -47,11 +47,14 @@ from outfitter.quotas.quotas import Quotas
 from outfitter.state.records import SavedLoadout
 from outfitter.state.usage import UsageTable
 from outfitter.vectors import Base, Vectors, open_vectors
+from outfitter.waiting import WouldWait, at_once
 from taskvectors.checkpoint import cached_fingerprint, load_base_shapes
 from taskvectors.errors import TaskVectorError, VectorNotFound
 from taskvectors.spec import RequestedLoadout
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MAX_UPLOADS = 4
 MAX_PLANNERS = 32
@@ -206,7 +209,7 @@ class Gateway:
             raise model_not_found(model, self.config.name)
         find = partial(self.vectors_for(principal).loadout, reference)
         try:
-            saved = await asyncio.get_running_loop().run_in_executor(self.planners, find)
+            saved = await self._decided(find)
         except VectorNotFound as error:
             raise model_not_found(model, self.config.name) from error
         return Asked(model, saved)
@@ -217,14 +220,18 @@ class Gateway:
         requested: RequestedLoadout | None,
         saved: SavedLoadout | None = None,
     ) -> Plan:
-        """Decide how a request is served, by the rights of whoever asks; reads in a thread.
+        """Decide how a request is served, by the rights of whoever asks.
 
         saved: the model, None for the base. Raises TaskVectorError, ApiError.
         """
         base = self.ready_base()
         decide = partial(self._decide, principal, base, requested, saved)
-        if requested is None and saved is None:
-            return decide()
+        return await self._decided(decide)
+
+    async def _decided(self, decide: Callable[[], T]) -> T:
+        """What `decide` returns: at once where memory knows it, else from a thread."""
+        with suppress(WouldWait):
+            return at_once(decide)
         loop, context = asyncio.get_running_loop(), copy_context()
         return await loop.run_in_executor(self.planners, context.run, decide)
 
@@ -336,7 +343,7 @@ def cache_home() -> Path:
     return Path(home) / "outfitter"
 
 
-def _gateway(request: Request) -> Gateway:
+async def _gateway(request: Request) -> Gateway:
     gateway = request.app.state.gateway
     assert isinstance(gateway, Gateway)
     return gateway

@@ -4,6 +4,7 @@ import difflib
 import functools
 from collections.abc import Iterable
 
+from outfitter.waiting import check_may_wait
 from taskvectors.selection import EVERYWHERE, Selection, layer_of
 
 MAX_REMEMBERED = 1024
@@ -26,6 +27,7 @@ class Modules:
         return None if selection == EVERYWHERE else self._problem(selection)
 
     def _find_problem(self, selection: Selection) -> str | None:
+        check_may_wait()  # every module is looked at, and a hint looks at them again
         layers = tuple((first, last, 1.0) for first, last, _ in selection.layers)
         modules = tuple((glob, 1.0) for glob, _ in selection.modules)
         for first, last, _ in layers:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from outfitter.control.surface import MODEL_HOLDERS, Dialect
+from outfitter.engine.regular import RegularEvents, head_of
 from outfitter.errors import ApiError, anthropic_type, engine_died, type_for_status
 
 _MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
@@ -72,6 +73,7 @@ class StreamRewriter:
     identity: Identity
     has_described: bool = False
     _rest: list[bytes] = field(default_factory=list)
+    _regular: RegularEvents | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         """What `chunk` completes: rewritten lines, or whole events where events have names.
@@ -82,11 +84,16 @@ class StreamRewriter:
         if b"\n" not in chunk:
             return b""
         end = b"\n" if self.identity.dialect is Dialect.OPENAI else b"\n\n"
-        complete, found, rest = b"".join(self._rest).rpartition(end)
-        self._rest = [rest] if rest else []
-        if not found:
+        lines = b"".join(self._rest)
+        stop = lines.rfind(end) + len(end)
+        if stop < len(end):
+            self._rest = [lines]
             return b""
-        return b"\n".join(map(self._rewrite, complete.split(b"\n"))) + end
+        self._rest = [lines[stop:]] if stop < len(lines) else []
+        block = lines[:stop]
+        if self._regular is not None and (renamed := self._regular.rename(block)) is not None:
+            return renamed
+        return b"\n".join(map(self._rewrite, block.split(b"\n")))
 
     def finish(self) -> bytes:
         """What is left when the stream ends without a newline."""
@@ -99,9 +106,11 @@ class StreamRewriter:
         if self._is_error(line):
             error = translate_error(500, line[5:], self.identity)
             return b"data: " + json.dumps(event_body(error, self.identity.dialect)).encode()
-        line = self.identity.rename(line)
+        original, line = line, self.identity.rename(line)
         if not self.has_described:
             self.has_described = True
+            if (head := head_of(original)) is not None:
+                self._regular = RegularEvents(head, self.identity.rename(head))
             line = self.identity.describe(line)
         return line
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from outfitter.control.rights import Viewer
+from outfitter.waiting import check_may_wait
 from taskvectors.errors import VectorNotFound
 from taskvectors.spec import Reference
 
@@ -62,6 +63,7 @@ class Answers(Generic[T]):
 
     def ask(self, question: Question, generation: int) -> Answer[T]:
         """Ask the catalog; callers who know the same generation share one question."""
+        check_may_wait()
         key = (question, generation)
         with self._lock:
             future = self._asking.get(key)

@@ -25,6 +25,7 @@ from outfitter.config import InvalidConfig
 from outfitter.errors import CatalogConflict, CatalogUnavailable, InvalidDetails
 from outfitter.state.migrations import upgrade
 from outfitter.state.models import GenerationRow
+from outfitter.waiting import check_may_wait
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -117,6 +118,7 @@ class Database:
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """The one place where the database's errors become ours."""
+        check_may_wait()
         try:
             yield
         except IntegrityError as error:

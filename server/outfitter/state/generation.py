@@ -8,6 +8,7 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 
 from outfitter.errors import CatalogUnavailable
+from outfitter.waiting import check_may_wait
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Generation:
             if self._confirmed is not None and self._counts(self._confirmed[1], now):
                 self._refresh_if_old(now)
                 return self._confirmed[0]
+            check_may_wait()
             reading, is_mine = self._join_or_start(now)
         if is_mine:
             self._finish(reading)

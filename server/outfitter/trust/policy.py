@@ -14,6 +14,7 @@ from typing import Any, Self
 from outfitter.config import InvalidConfig
 from outfitter.errors import UntrustedVector
 from outfitter.trust import signatures
+from outfitter.waiting import check_may_wait
 from taskvectors.errors import InvalidReference
 from taskvectors.spec import Reference
 
@@ -100,6 +101,7 @@ class Trust:
             if key in self._verdicts:
                 self._verdicts.move_to_end(key)
                 return self._verdicts[key]
+        check_may_wait()
         problem = _problem(digest, signature, rules.of(namespace).keys)
         with self._lock:
             if seen is self._seen:  # else the keys changed meanwhile
@@ -119,6 +121,7 @@ class Trust:
         """
         if self._path is None or time.monotonic() < self._looked + RELOAD_S:
             return
+        check_may_wait()
         with self._lock:
             self._looked = time.monotonic()
             stamps = {path: _stamp(path) for path in (self._path, *self._seen)}

@@ -16,6 +16,7 @@ from outfitter.config import InvalidConfig
 from outfitter.errors import CatalogUnavailable
 from outfitter.state.catalog import Catalog, catalog_url
 from outfitter.state.database import Patience
+from outfitter.waiting import WouldWait, at_once
 from tests.outfitter.state.making import digest_of, publish, ref
 
 HASTY = Patience(connect_s=2, lock_s=0.3, answer_s=1)
@@ -231,3 +232,12 @@ def test_only_files_of_sqlite_are_made(tmp_path: Path) -> None:
     """The catalog is one file, with SQLite's own beside it while it is open."""
     Catalog(catalog_url(tmp_path)).close()
     assert os.listdir(tmp_path) == ["catalog.sqlite3"]
+
+
+def test_nobody_in_a_hurry_reaches_the_database(tmp_path: Path) -> None:
+    """What must be answered at once neither reads nor writes."""
+    with contextlib.closing(Catalog(catalog_url(tmp_path))) as catalog:
+        for ask in (catalog.generation, lambda: publish(catalog, "a", 1)):
+            with pytest.raises(WouldWait):
+                at_once(ask)
+        assert catalog.generation() == catalog.generation()

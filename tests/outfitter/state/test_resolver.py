@@ -15,6 +15,7 @@ from outfitter.state.changes import Changes
 from outfitter.state.generation import BOUND_S
 from outfitter.state.records import Details, FileFacts, SavedLoadout, Version
 from outfitter.state.resolver import Resolver
+from outfitter.waiting import WouldWait, at_once
 from taskvectors.errors import VectorNotFound
 from taskvectors.spec import Reference
 
@@ -363,3 +364,18 @@ def test_a_pinned_saved_loadout_is_served_while_the_catalog_is_away(
     assert alone.loadout(pinned).version == 1
     with pytest.raises(CatalogUnavailable):
         alone.loadout(Reference.parse("acme/bot"))
+
+
+def test_what_is_remembered_is_answered_at_once(catalog: StandIn, alone: Resolver) -> None:
+    """Whoever must not wait is told so, before the catalog is asked anything."""
+    with pytest.raises(WouldWait):
+        at_once(lambda: alone.version(STABLE))
+    assert not catalog.asked
+    alone.version(STABLE)
+    assert at_once(lambda: alone.version(STABLE)).version == 1
+    with pytest.raises(WouldWait):
+        at_once(lambda: alone.version(THIRD))
+    alone.changed()
+    with pytest.raises(WouldWait):
+        at_once(lambda: alone.version(STABLE))
+    assert catalog.asked[STABLE] == 1

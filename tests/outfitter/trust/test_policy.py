@@ -13,6 +13,7 @@ from outfitter.config import InvalidConfig
 from outfitter.errors import UntrustedVector
 from outfitter.trust import policy, signatures
 from outfitter.trust.policy import Trust
+from outfitter.waiting import WouldWait, at_once
 from tests.outfitter.trust.conftest import Signed
 
 RULES = """
@@ -240,3 +241,18 @@ def test_a_policy_without_its_library_is_refused(
     with pytest.raises(InvalidConfig, match=r"outfitter\[signing\]"):
         Trust.load(_write(signed))
     Trust.load(_write(signed, OFF))
+
+
+def test_a_signature_is_not_verified_where_nobody_may_wait(
+    signed: Signed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are files looked at; what was found before is known at once."""
+    monkeypatch.setattr(policy, "RELOAD_S", 3600.0)
+    trust = Trust.load(_write(signed))
+    with pytest.raises(WouldWait):
+        at_once(lambda: trust.check("acme/json", signed.digest, signed.bundle))
+    trust.check("acme/json", signed.digest, signed.bundle)
+    at_once(lambda: trust.check("acme/json", signed.digest, signed.bundle))
+    monkeypatch.setattr(policy, "RELOAD_S", 0.0)
+    with pytest.raises(WouldWait):
+        at_once(lambda: trust.check("acme/json", signed.digest, signed.bundle))
