@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from taskvectors.kernels.blocks import TokenGroups
+from taskvectors.kernels.blocks import Array, TokenGroups
 from taskvectors.selection import EVERYWHERE, Selection
 from taskvectors.vllm_plugin.deltas import LowRankPack
 
@@ -129,11 +129,12 @@ class CoefficientTable:
     """`C`, kept on the host: rows are written on activation and gathered once per new step.
 
     The last row is poisoned: what is served from it becomes NaN and can never pass for an answer.
+    In numpy, whose small operations cost a fraction of torch's: a new loadout is a handful of them.
     """
 
     def __init__(self, num_rows: int, num_columns: int, parts: Sequence[str]) -> None:
-        self._weights = torch.zeros(num_rows + 1, num_columns)
-        self._by_part: dict[int, Tensor] = {}
+        self._weights = np.zeros((num_rows + 1, num_columns), np.float32)
+        self._by_part: dict[int, Array] = {}
         self._parts = parts
         self._factors = functools.lru_cache(REMEMBERED_SELECTIONS)(self._compute_factors)
         self.poison_row = num_rows
@@ -141,8 +142,9 @@ class CoefficientTable:
     def write(self, row: int, vectors: Sequence[WeightedColumn]) -> None:
         """Replace row `row` by the weights of `vectors`."""
         self.clear(row)
+        weights = self._weights[row]
         for vector in vectors:
-            self._weights[row, vector.column] += vector.weight
+            weights[vector.column] += vector.weight
         if any(vector.selection != EVERYWHERE for vector in vectors):
             self._by_part[row] = self._part_weights(vectors)
 
@@ -153,37 +155,44 @@ class CoefficientTable:
 
     def weights(self, row: int) -> Tensor:
         """[P or 1, K]: row `row`, for all parts at once unless it has weights per part."""
-        return self._by_part.get(row, self._weights[row][None])
+        return torch.from_numpy(self._by_part.get(row, self._weights[row][None]))
 
-    def gather(self, rows: npt.NDArray[np.int64], device: torch.device) -> StepCoefficients | None:
-        """The coefficients of a step whose rows have table rows `rows` [T]; None for the base."""
-        distinct, inverse = np.unique(rows, return_inverse=True)
-        table = self._table(distinct)
-        columns = (table != 0).any(dim=0).any(dim=0).nonzero().flatten()
-        marked = torch.from_numpy(distinct == self.poison_row)
-        if not len(columns) and not marked.any():
+    def gather(
+        self, rows: npt.NDArray[np.int64], inverse: npt.NDArray[np.int64], device: torch.device
+    ) -> StepCoefficients | None:
+        """The coefficients of a step, of which row t has table row `rows[inverse[t]]`.
+
+        None for the base. rows: [U], any number of times the same. inverse: [T].
+        """
+        table = self._table(rows)
+        columns = (table != 0).any(axis=(0, 1)).nonzero()[0]
+        marked = rows == self.poison_row
+        has_poison = bool(marked.any())
+        if not len(columns) and not has_poison:
             return None
-        poisoned = marked.to(device) if marked.any() else None
+        poisoned = torch.from_numpy(marked).to(device) if has_poison else None
+        active = torch.from_numpy(table[:, :, columns]).to(device)
         where = torch.from_numpy(inverse).to(device)
-        active = table[:, :, columns].to(device)
         return StepCoefficients(tuple(columns.tolist()), active, where, poisoned)
 
-    def _table(self, distinct: npt.NDArray[np.int64]) -> Tensor:
+    def _table(self, rows: npt.NDArray[np.int64]) -> Array:
         """[P or 1, U, K]: one table for all parts unless a row has weights per part."""
-        if not self._by_part.keys() & set(distinct.tolist()):
-            return self._weights[torch.from_numpy(distinct)][None]
+        if not self._by_part or not self._by_part.keys() & set(rows.tolist()):
+            return self._weights[rows][None]
         everywhere = (len(self._parts), self._weights.shape[1])
-        rows = [
-            self._by_part[row] if row in self._by_part else self._weights[row].expand(everywhere)
-            for row in distinct.tolist()
+        found = [
+            self._by_part[row]
+            if row in self._by_part
+            else np.broadcast_to(self._weights[row], everywhere)
+            for row in rows.tolist()
         ]
-        return torch.stack(rows, dim=1)
+        return np.stack(found, axis=1)
 
-    def _part_weights(self, vectors: Sequence[WeightedColumn]) -> Tensor:
-        weights = torch.zeros(len(self._parts), self._weights.shape[1])
+    def _part_weights(self, vectors: Sequence[WeightedColumn]) -> Array:
+        weights = np.zeros((len(self._parts), self._weights.shape[1]), np.float32)
         for vector in vectors:
             weights[:, vector.column] += vector.weight * self._factors(vector.selection)
         return weights
 
-    def _compute_factors(self, selection: Selection) -> Tensor:
-        return torch.tensor([selection.factor(part) for part in self._parts])
+    def _compute_factors(self, selection: Selection) -> Array:
+        return np.array([selection.factor(part) for part in self._parts], np.float32)

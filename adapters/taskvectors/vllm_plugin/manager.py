@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,8 @@ from taskvectors.vllm_plugin.resident_weights import ResidentWeights
 from taskvectors.vllm_plugin.sites import SiteIndex
 from taskvectors.vllm_plugin.slots import SlotTable
 from taskvectors.vllm_plugin.staging import Stager
+
+Ints: TypeAlias = npt.NDArray[np.int64]
 
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, to be shown with it
 
@@ -210,8 +212,8 @@ class TaskVectorManager:
             same = samples == tokens  # in a step that only decodes
             self._state.samples = self._state.tokens if same else self._gather(samples)
             return
-        ids = (np.asarray(mapped, dtype=np.int64) for mapped in (tokens, samples))
-        self._arena.write_step(*(self._rows(mapped) for mapped in ids))
+        placed = (self._rows(mapped) for mapped in (tokens, samples))
+        self._arena.write_step(*(rows[inverse] for rows, inverse in placed))
 
     @contextlib.contextmanager
     def prompt_positions(self, hidden_states: Tensor) -> Iterator[None]:
@@ -269,17 +271,23 @@ class TaskVectorManager:
         self._version += 1
 
     def _gather(self, loadout_ids: Sequence[int]) -> Any:
-        ids = np.asarray(loadout_ids, dtype=np.int64)
-        if not ids.any():
-            return None
-        return self._table.gather(self._rows(ids), self._device)
+        rows, inverse = self._rows(loadout_ids)
+        return self._table.gather(rows, inverse, self._device) if rows.any() else None
 
-    def _rows(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Table rows of loadout ids: 0, the base, for id 0; poison for one without a slot."""
-        distinct, inverse = np.unique(ids, return_inverse=True)
+    def _rows(self, loadout_ids: Sequence[int]) -> tuple[Ints, Ints]:
+        """Table rows of the distinct ids, and which of them each has.
+
+        0, the base, for id 0; poison for an id without a slot.
+        """
+        if loadout_ids and loadout_ids.count(loadout_ids[0]) == len(loadout_ids):
+            distinct, inverse = loadout_ids[:1], np.zeros(len(loadout_ids), np.int64)
+        else:
+            ids = np.asarray(loadout_ids, dtype=np.int64)
+            found, inverse = np.unique(ids, return_inverse=True)
+            distinct = found.tolist()
         poison = self._table.poison_row
-        rows = [self._slots.row(int(i)) or poison if i > 0 else 0 for i in distinct]
-        return np.asarray(rows, dtype=np.int64)[inverse]
+        rows = [self._slots.row(i) or poison if i > 0 else 0 for i in distinct]
+        return np.asarray(rows, dtype=np.int64), inverse
 
     def _release(self, loadout_id: int) -> None:
         row = self._slots.release(loadout_id)

@@ -99,7 +99,7 @@ def _step(rows: Sequence[int], loadouts: list[list[WeightedColumn]]) -> StepCoef
     table = CoefficientTable(len(loadouts) + 1, 4, NAMES)
     for row, vectors in enumerate(loadouts, start=1):
         table.write(row, vectors)
-    step = table.gather(np.array(rows), CPU)
+    step = table.gather(*np.unique(np.array(rows), return_inverse=True), CPU)
     assert step is not None
     return step
 
