@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,15 +89,13 @@ class Host:
 
     def activate(self, adapter: Adapter) -> float:
         """See Engine.activate. The plugin's own gets its slot and coefficients with the first step
-        that uses it, which is called here, too."""
+        that uses it, which is called here, too; mapping a step's tokens is left out of both."""
         request = self._request(adapter, is_new=True)
         assert request is not None
         begin = time.perf_counter()
         self._engine.add_lora(request)
         if isinstance(adapter, Loadout):
-            ids = (request.lora_int_id,)
-            mapping = SimpleNamespace(index_mapping=ids, prompt_mapping=ids)
-            self._manager.set_active_adapters({request}, mapping)
+            self._manager.set_active_adapters({request}, None)
         return time.perf_counter() - begin
 
     def complete(
