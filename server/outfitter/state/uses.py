@@ -33,7 +33,10 @@ class UseLog:
         self.num_lost = 0
 
     def observe(self, outcome: Outcome) -> None:
-        """Count a request that has ended; never waits."""
+        """Count a request that has ended, unless it was refused before it had a loadout: then none
+        was used. Never waits."""
+        if not outcome.loadout:
+            return
         now = int(time.time())
         who = outcome.principal
         key = (now // HOUR_S * HOUR_S, who.tenant, who.key or "", outcome.loadout)

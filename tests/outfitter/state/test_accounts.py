@@ -403,6 +403,15 @@ def test_which_key_used_which_loadout_is_counted(
     other.close()
 
 
+def test_a_request_that_was_refused_has_used_no_loadout(replica: Replica) -> None:
+    """It is in the usage, as an error, and not in the trail."""
+    replica.accounts.uses.observe(outcome("ofk_a", ""))
+    replica.accounts.uses.observe(outcome("ofk_a", "base"))
+    replica.accounts.flush()
+    [use] = replica.accounts.used_loadouts(TrailQuery())[0]
+    assert (use.loadout, use.count) == ("base", 1)
+
+
 def test_uses_wait_for_the_database_and_then_are_bounded(
     replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
