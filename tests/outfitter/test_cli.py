@@ -228,13 +228,17 @@ def test_a_port_in_use_is_told_before_the_engine_starts(tmp_path: Path) -> None:
 def test_an_open_gateway_says_so_loudly(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], auth: str | None, is_loud: bool
 ) -> None:
-    """Before anything else."""
+    """Before anything else; one with keys says how the first is made."""
     port = free_port()
     config = make_config(tmp_path, port=port, auth=auth)
     with listen(config), pytest.raises(InvalidConfig):
         run(config)
     told = capsys.readouterr().err
     assert told.startswith("OPEN no keys are asked for on 127.0.0.1") is is_loud
+    hint = "then outfitter key create NAME --scope admin, both with --store "
+    keyed = told.startswith("KEYS every request needs a key;")
+    assert keyed is not is_loud
+    assert (f"{hint}{config.store}\n" in told) is keyed
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "gpu.example"])

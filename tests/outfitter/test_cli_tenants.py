@@ -42,6 +42,8 @@ def test_tenants_keys_and_limits(place: list[object]) -> None:
     made = invoke("tenant", "create", "acme", *place)
     assert made.exit_code == 0, made.output
     assert "created the tenant acme, which owns acme/…" in made.stderr
+    line = "outfitter key create acme --scope infer --scope publish"
+    assert f"make a key for it: {line} {place[0]} {place[1]}\n" in made.stderr
     assert "acme" in invoke("tenant", "list", *place).stdout
     key = invoke("key", "create", "acme", "--scope", "infer", "--scope", "publish", *place)
     text = key.stdout.strip()
@@ -138,3 +140,16 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     fails(invoke("key", "create", "a", "--expires", "soon", "--store", tmp_path), "soon")
     monkeypatch.setenv(KEY_VARIABLE, "ofk_ä")
     fails(invoke("list", "--url", "http://127.0.0.1:1"), KEY_VARIABLE)
+
+
+def test_a_command_without_a_key_says_where_to_put_one(
+    keyed: tuple[Running, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the gateway says to HTTP clients would not help here; a wrong key is told as it is."""
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    url = keyed[0].url
+    for command in (("list",), ("usage",), ("loadout", "list"), ("tenant", "list")):
+        told = f"{url} asks for a key (401); put one into OUTFITTER_API_KEY"
+        fails(invoke(*command, "--url", url), told)
+    monkeypatch.setenv(KEY_VARIABLE, "ofk_nobody")
+    fails(invoke("list", "--url", url), "answered 401")

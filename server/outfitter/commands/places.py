@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol
 import typer
 from starlette.datastructures import QueryParams
 
-from outfitter.client import GatewayClient, GatewayRefused
+from outfitter.client import KEY_VARIABLE, GatewayClient, GatewayRefused
 from outfitter.commands.options import LocalStore
 from outfitter.config import InvalidConfig
 from outfitter.deps import cache_home
@@ -24,7 +24,10 @@ from taskvectors.spec import Reference
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 UrlOption = Annotated[
-    str | None, typer.Option(help=f"A running gateway.  [default: {DEFAULT_URL}]")
+    str | None,
+    typer.Option(
+        help=f"A running gateway; {KEY_VARIABLE} has the key for it.  [default: {DEFAULT_URL}]"
+    ),
 ]
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="A store's folder, instead of --url.")

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import resource
+import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -224,7 +225,9 @@ def run(config: GatewayConfig, **hooks: Any) -> int:
     """
     _exit_on_signals()
     logs.configure(config.log_format, access_log=config.access_log)
-    if not config.asks_for_keys:
+    if config.asks_for_keys:
+        _say_keyed(config)
+    else:
         _say_open(config)
     tracing = open_tracing(os.environ)
     listener = listen(config)
@@ -248,6 +251,18 @@ def _say_open(config: GatewayConfig) -> None:
         log.warning("OPEN %s", warning)
     else:
         err.print(f"[bold red]OPEN[/] {escape(warning)}", soft_wrap=True)
+
+
+def _say_keyed(config: GatewayConfig) -> None:
+    """Where keys come from: a gateway's first one can only be made in its database."""
+    hint = (
+        "every request needs a key; for the first: outfitter tenant create NAME, then outfitter key"
+        f" create NAME --scope admin, both with --store {shlex.quote(str(config.store))}"
+    )
+    if config.log_format == "json":
+        log.info("KEYS %s", hint)
+    else:
+        err.print(f"[bold cyan]KEYS[/] {escape(hint)}", highlight=False, soft_wrap=True)
 
 
 def local_model(model: str) -> Path:

@@ -1,6 +1,7 @@
 """`outfitter tenant …`: the organisations of a gateway or a store."""
 
 import json
+import shlex
 import time
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from outfitter.commands.accounts import DatabaseOption, JsonOption, KeyOption, o
 from outfitter.commands.console import out, say
 from outfitter.commands.places import StoreOption, UrlOption
 from outfitter.config import InvalidConfig
+from outfitter.urls import shown
 
 tenant = typer.Typer(help="Organisations, their namespaces and limits.", no_args_is_help=True)
 
@@ -29,7 +31,10 @@ def create(
     with open_accounts(url, store, key, database_url) as place:
         made = place.create_tenant(name)
     say(f"created the tenant {made['id']}, which owns {_namespaces(made)}")
-    say(f"make a key for it: outfitter key create {made['id']}")
+    where = f"--url {shlex.quote(shown(url))}" if url else ""
+    where = f"--store {shlex.quote(str(store))}" if store is not None else where
+    scopes = "--scope infer --scope publish"
+    say(f"make a key for it: outfitter key create {made['id']} {scopes} {where}".rstrip())
 
 
 @tenant.command("list")
