@@ -138,6 +138,17 @@ def test_compose_mounts_what_is_there() -> None:
     assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
 
 
+def test_prometheus_has_a_key_for_the_gateway() -> None:
+    """The gateway of the stack listens for others, so it asks for one."""
+    command = COMPOSE["services"]["outfitter"]["command"]
+    assert "--host=0.0.0.0" in command
+    scrapes = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["scrape_configs"]
+    [file] = [scrape["authorization"]["credentials_file"] for scrape in scrapes]
+    [secret] = COMPOSE["services"]["prometheus"]["secrets"]
+    assert file == f"/run/secrets/{secret}"
+    assert COMPOSE["secrets"][secret] == {"environment": "OUTFITTER_METRICS_KEY"}
+
+
 def test_the_container_copies_what_is_there() -> None:
     """Every path that the Dockerfile names."""
     for line in (DEPLOY / "Dockerfile").read_text().splitlines():
@@ -164,7 +175,7 @@ def promtool(*arguments: object, **options: Any) -> None:
 @needs_promtool
 def test_prometheus_takes_the_configuration_and_the_rules() -> None:
     """And the rules do what their tests say."""
-    promtool("check", "config", DEPLOY / "prometheus/prometheus.yml")
+    promtool("check", "config", "--syntax-only", DEPLOY / "prometheus/prometheus.yml")
     promtool("check", "rules", DEPLOY / "prometheus/rules.yml")
     promtool("test", "rules", DEPLOY / "prometheus/rules_test.yml")
 
