@@ -15,9 +15,12 @@ DTYPE ?= float32
 # Room for a synthetic pair of 1.5 billion parameters, 12 GB.
 SCRATCH ?= $(CACHE)/scratch
 
-.PHONY: serve test test-all test-gpu bench grades check lint format demo lock clean
+.PHONY: setup serve test test-all test-gpu bench grades check lint format demo lock clean
 
-serve: $(VENV)/.serve $(MODEL)/config.json demo
+# What `make serve` needs: the virtual environment and the model.
+setup: $(VENV)/.serve $(MODEL)/config.json
+
+serve: setup demo
 	exec $(BIN)/outfitter serve --model $(MODEL) --name smollm2-135m-instruct \
 	  --store $(STORE) --host $(HOST) --port $(PORT) --dtype $(DTYPE)
 
