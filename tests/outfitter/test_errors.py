@@ -1,5 +1,9 @@
 """Every failure has one place where its status is decided."""
 
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from outfitter import errors as own
@@ -98,3 +102,22 @@ def test_what_a_client_sent_is_echoed_in_part() -> None:
     assert len(from_task_vector_error(errors.VectorNotFound("z" * 5000)).message) == 1000
     exact = f"no '{'x' * 200}'"
     assert from_task_vector_error(errors.VectorNotFound(exact)).message == exact
+
+
+def raised_codes() -> Iterator[str]:
+    """The codes that the sources give to `ApiError` or the table, as literals."""
+    for file in Path(own.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("ApiError", "Kind"):
+                named = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+                for value in [*node.args[2:3], *named]:
+                    if isinstance(value, ast.Constant) and value.value:
+                        yield str(value.value)
+
+
+def test_every_code_is_on_the_page_of_the_api() -> None:
+    """A client can look up what it was told."""
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    codes = set(raised_codes())
+    assert {"invalid_api_key", "rate_limit_exceeded", "store_full"} <= codes
+    assert {code for code in codes if f"`{code}`" not in page} == set()
