@@ -99,7 +99,7 @@ class Quotas:
             raise
         numbers.admitted += 1
         engine_headers = engine_headers_of(tenant, limits.pool_share)
-        ticket = Ticket(headers, engine_headers, lambda: self._leave(place))
+        ticket = Ticket(headers, engine_headers, place.charged, lambda: self._leave(place))
         try:
             yield ticket
         except ApiError as error:
@@ -113,7 +113,8 @@ class Quotas:
         """Charge a request that has ended, however that was; nobody waits for it."""
         tenant = outcome.principal.tenant
         tokens = outcome.prompt_tokens + outcome.completion_tokens
-        self._queue.settle(tenant, tokens)
+        if outcome.charged is not None:
+            self._queue.settle(tenant, tokens, outcome.charged)
         self._of(tenant).tokens += tokens
         windows = [w for w in windows_of(self.limits_of(tenant)) if w.kind == TOKENS]
         if not windows or not tokens:

@@ -83,6 +83,7 @@ async def _relay(route: Route, request: Request, gateway: Gateway, observed: Obs
     content = _engine_body(fields, gateway.config.name if is_plain else plan.loadout.engine_name)
     identity = Identity(asked.name, plan.label, plan.task_vectors, route.dialect, asked.saved_model)
     async with gateway.quotas.admitted(principal, request) as ticket:
+        outcome.charged = ticket.charged
         headers = _engine_headers(request, None if is_plain else plan, ticket)
         engine_request = EngineRequest(route.target, content, headers, hides_usage)
         return ticket.carry(RelayedResponse(relay, engine_request, identity, observed))
