@@ -76,7 +76,8 @@ async def _relay(route: Route, request: Request, gateway: Gateway, observed: Obs
         raise ApiError(400, message, "unsupported_parameter", TASK_VECTORS)
     known = gateway.known_fields.get(route.target)
     check_fields(body, known)
-    body = salted(body, principal, None if known is None else known.top)
+    if not route.is_tokens:  # which reads no cache
+        body = salted(body, principal, None if known is None else known.top)
     plan = await _plan(gateway, principal, body, asked)
     is_plain = route.is_tokens or plan.loadout.is_base
     fields, hides_usage = with_usage(body) if route.target in _USAGE_PATHS else (body, False)
