@@ -19,7 +19,7 @@ from outfitter.accounts import Accounts, By
 from outfitter.config import GatewayConfig
 from outfitter.control.fair_queue import FairQueue
 from outfitter.control.fields import Known, known_fields, offered_paths
-from outfitter.control.keys import token_of
+from outfitter.control.keys import sent_key, token_of
 from outfitter.control.limits import Limits
 from outfitter.control.outcome import InFlight, Outcome
 from outfitter.control.principal import OPEN, Principal, Scope
@@ -353,7 +353,7 @@ GatewayDep = Annotated[Gateway, Depends(_gateway)]
 
 
 async def _principal(request: Request, gateway: GatewayDep) -> Principal:
-    principal = await gateway.authenticate(request.headers.get("authorization"))
+    principal = await gateway.authenticate(sent_key(request.headers))
     request.state.principal = principal  # for the log
     return principal
 
