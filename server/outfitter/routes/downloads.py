@@ -20,8 +20,9 @@ from starlette.datastructures import Headers
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from outfitter.deps import Gateway, GatewayDep, VectorsDep
+from outfitter.deps import GatewayDep, VectorsDep
 from outfitter.errors import ApiError
+from outfitter.gateway import Gateway
 from outfitter.schemas import describe
 from outfitter.state.records import Version
 from outfitter.vectors import Vectors

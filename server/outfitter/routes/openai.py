@@ -12,10 +12,11 @@ from outfitter.control.resolve import Plan, model_of, parse_body, requested_load
 from outfitter.control.salting import salted
 from outfitter.control.saved import Asked
 from outfitter.control.surface import NOT_OFFERED, ROUTES, Route
-from outfitter.deps import Gateway, GatewayDep, PrincipalDep
+from outfitter.deps import GatewayDep, PrincipalDep
 from outfitter.engine.hidden import with_usage
 from outfitter.engine.rewrite import Identity
 from outfitter.errors import ApiError, from_task_vector_error
+from outfitter.gateway import Gateway
 from outfitter.quotas.ticket import Ticket
 from outfitter.routes.body import read_body
 from outfitter.routes.documented import relayed_body

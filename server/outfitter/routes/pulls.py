@@ -7,7 +7,8 @@ from functools import partial
 from fastapi import APIRouter, Request
 
 from outfitter.control.resolve import parse_body
-from outfitter.deps import ByDep, Gateway, GatewayDep, VectorsDep
+from outfitter.deps import ByDep, GatewayDep, VectorsDep
+from outfitter.gateway import Gateway
 from outfitter.routes.body import read_body
 from outfitter.routes.documented import DRAFT, json_body
 from outfitter.schemas import describe, draft_of, required

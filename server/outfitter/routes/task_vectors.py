@@ -10,8 +10,9 @@ from starlette.datastructures import QueryParams
 
 from outfitter.accounts import By
 from outfitter.control.resolve import parse_body
-from outfitter.deps import ByDep, Gateway, GatewayDep, VectorsDep
+from outfitter.deps import ByDep, GatewayDep, VectorsDep
 from outfitter.errors import ApiError
+from outfitter.gateway import Gateway
 from outfitter.routes.body import announced_bytes, read_body, receive, stream_body
 from outfitter.routes.documented import DETAILS, DRAFT, file_body, json_body
 from outfitter.schemas import (

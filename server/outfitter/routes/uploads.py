@@ -15,8 +15,9 @@ from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
-from outfitter.deps import Gateway, GatewayDep, PrincipalDep, VectorsDep
+from outfitter.deps import GatewayDep, PrincipalDep, VectorsDep
 from outfitter.errors import ApiError, from_task_vector_error
+from outfitter.gateway import Gateway
 from outfitter.routes.body import receive, stream_body
 from outfitter.routes.documented import file_body
 from outfitter.state.uploads import Upload, Uploads
