@@ -41,6 +41,7 @@ from outfitter.observers.tracing import Tracing, open_tracing
 from outfitter.observers.usage import UsageLedger
 from outfitter.opening import open_quotas, open_store, prepare_base
 from outfitter.quotas.quotas import Quotas
+from outfitter.slots import Slots
 from outfitter.state.records import SavedLoadout
 from outfitter.state.usage import UsageTable
 from outfitter.trail import Trail
@@ -53,7 +54,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MAX_UPLOADS = 4
+MAX_UPLOADS, TENANT_UPLOADS = 16, 4
+"""At once, and of one tenant; pulls and fetches of cold files are among them."""
 MAX_PLANNERS = 32
 MAX_AUTHENTICATORS = 4
 
@@ -97,7 +99,7 @@ class Gateway:
         default_factory=lambda: ThreadPoolExecutor(MAX_AUTHENTICATORS, "keys")
     )
     """Few, so that whoever guesses keys waits for himself."""
-    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
+    uploads: Slots = field(default_factory=lambda: Slots(MAX_UPLOADS, TENANT_UPLOADS))
     observers: list[Callable[[Outcome], None]] = field(default_factory=list)
     """Told of every relayed request, once, when it has ended."""
     in_flight: InFlight = field(default_factory=InFlight)

@@ -39,7 +39,7 @@ async def pull(
     base = gateway.ready_base()
     require_room = partial(gateway.quotas.require_room, by.principal)
     await asyncio.to_thread(require_room, 0)
-    async with gateway.uploads:
+    async with gateway.uploads.taken(by.principal.tenant):
         version, fetched = await asyncio.to_thread(
             _pull, gateway, vectors, source, draft, base, require_room
         )

@@ -174,7 +174,7 @@ async def _publish_body(request: Request, gateway: Gateway, vectors: Vectors, by
     base, store = gateway.ready_base(), vectors.store
     require_room = partial(gateway.quotas.require_room, by.principal)
     await asyncio.to_thread(require_room, announced_bytes(request))
-    async with gateway.uploads:
+    async with gateway.uploads.taken(by.principal.tenant):
         path = await asyncio.to_thread(store.new_upload)
         try:
             digest = await _write(request, gateway.config.max_upload_bytes, path)
@@ -193,7 +193,7 @@ async def _publish_upload(request: Request, gateway: Gateway, vectors: Vectors, 
     base = gateway.ready_base()
     length = (await asyncio.to_thread(vectors.uploads.find, upload)).length
     await asyncio.to_thread(gateway.quotas.require_room, by.principal, length)
-    async with gateway.uploads:
+    async with gateway.uploads.taken(by.principal.tenant):
         return await asyncio.to_thread(vectors.publish_upload, upload, draft, base)
 
 
