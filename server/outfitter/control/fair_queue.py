@@ -111,7 +111,7 @@ class FairQueue:
             self._left(place.tenant, of)
         return self._serve()
 
-    def settle(self, tenant: str, tokens: int, charged: float) -> None:
+    def settle(self, tenant: str, tokens: float, charged: float) -> None:
         """A request that ran has cost so many tokens. charged: what it was taken for."""
         of = self._of(tenant)
         cost = max(MIN_COST, float(tokens))
