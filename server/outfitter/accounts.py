@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from outfitter.control.keys import Holder
 from outfitter.control.principal import LOCAL, Principal
 from outfitter.control.rights import Access, Kind, Viewer
-from outfitter.errors import CatalogConflict, CatalogUnavailable, InvalidTenant
+from outfitter.errors import CatalogConflict, CatalogUnavailable, InvalidDetails, InvalidTenant
 from outfitter.state import audit, grants, keys, tenants, uses
 from outfitter.state.database import Database
 from outfitter.state.keyring import Keyring
@@ -107,6 +107,7 @@ class Accounts:
         with self._database.writing() as session:
             tenants.remove(session, name)
             self._record(session, by, "tenant.delete", name)
+        self.keyring.forget_tenant(name)
         self._resolver.changed()
 
     def add_namespace(self, by: By, name: str, namespace: str) -> Tenant:
@@ -255,7 +256,10 @@ class Accounts:
         return owner
 
     def flush(self) -> None:
-        """Write down what was counted; what cannot be written now is tried again later."""
+        """Write down what was counted; what cannot be written now is tried again later.
+
+        What no database holds is lost, and told in the log.
+        """
         counts, used = self.uses.take(), self.keyring.take_used()
         if not counts and not used:
             return
@@ -268,6 +272,9 @@ class Accounts:
             self.uses.put_back(counts)
             self.keyring.put_back(used)
             log.warning("the trail of loadouts waits for the database: %s", error)
+        except InvalidDetails as error:
+            lost = sum(count for count, _, _ in counts.values())
+            log.error("%d uses of loadouts are lost: %s", lost, error)
 
     def _holder(self, id_: str) -> Holder | None:
         with self._database.reading() as session:
@@ -284,6 +291,7 @@ class Accounts:
         with self._database.writing() as session:
             tenant = change(session, name)
             self._record(session, by, action, name, detail)
+        self.keyring.forget_tenant(name)
         self._resolver.changed()
         return tenant
 

@@ -13,10 +13,11 @@ from outfitter.config import GatewayConfig
 from outfitter.context import RequestContext
 from outfitter.control.principal import Scope
 from outfitter.control.surface import Dialect, dialect_of
-from outfitter.deps import Hooks, Needs, open_gateway
+from outfitter.deps import Needs
 from outfitter.engine.rewrite import event_body
 from outfitter.envelope import Application
 from outfitter.errors import ApiError, from_task_vector_error
+from outfitter.gateway import Hooks, open_gateway
 from outfitter.routes import (
     access,
     audit,

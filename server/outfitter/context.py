@@ -51,7 +51,8 @@ def _tell(scope: Scope, route: str, status: int, seconds: float) -> None:
     scope["app"].state.gateway.metrics.responded(route, status)
     state, method = scope["state"], scope["method"]
     outcome = state.get("outcome")
-    is_change = outcome is None and route != NONE and method not in _READING
+    is_known = state.get("principal") is not None  # strangers change nothing
+    is_change = is_known and outcome is None and route != NONE and method not in _READING
     log = logs.changes if is_change else logs.access
     if route in _QUIET or not log.isEnabledFor(logging.INFO):
         return

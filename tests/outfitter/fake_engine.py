@@ -106,6 +106,8 @@ ERRORS = {
         json.dumps({"error": {"message": f"bad {model}", "type": "BadRequestError", "code": 400}}),
     ),
     "detail error": lambda model: (422, json.dumps({"detail": "no such thing"})),
+    "busy error": lambda model: (429, json.dumps({"error": {"message": "later"}})),
+    "away error": lambda model: (503, json.dumps({"error": {"message": "later"}})),
     "bare error": lambda model: (401, json.dumps({"error": "Unauthorized"})),
     "text error": lambda model: (500, "Internal Server Error at /tmp/outfitter-x/engine.sock"),
 }

@@ -19,7 +19,8 @@ from outfitter.accounts import Accounts, By
 from outfitter.app import create_app
 from outfitter.commands.listener import listen, server_config
 from outfitter.config import GatewayConfig
-from outfitter.deps import Gateway, Hooks, open_store
+from outfitter.gateway import Gateway, Hooks
+from outfitter.opening import open_store
 from outfitter.vectors import Base, Draft, Vectors
 from taskvectors.format import file_digest, write_vector
 from taskvectors.store.settings import TierSettings

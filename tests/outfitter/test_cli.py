@@ -20,8 +20,8 @@ from outfitter.commands.listener import listen
 from outfitter.commands.narrator import example, some_name, state_line
 from outfitter.commands.serve import local_model, run
 from outfitter.config import InvalidConfig
-from outfitter.deps import open_store
 from outfitter.errors import CatalogUnavailable
+from outfitter.opening import open_store
 from taskvectors import __version__
 from taskvectors.format import file_digest, read_header
 from taskvectors.store.settings import TierSettings

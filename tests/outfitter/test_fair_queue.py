@@ -90,6 +90,15 @@ def test_who_was_away_has_saved_up_nothing() -> None:
     assert 5 <= order.count("b") <= 7
 
 
+def test_what_requests_were_taken_for_is_put_right_to_the_token() -> None:
+    """Also where the mean has moved since they began: ten that run at once cost what they cost."""
+    queue = queue_of(10)
+    places = [enter(queue, "a") for _ in range(10)]
+    for place in places:
+        queue.settle("a", 1000, place.charged)
+    assert queue._tenants["a"].tag == 10 * 1000
+
+
 def test_a_limit_of_its_own_makes_a_tenant_wait_and_nobody_else() -> None:
     """Though the engine has room; and it saves up nothing meanwhile."""
     queue = queue_of(10)
@@ -212,7 +221,7 @@ class Simulation:
                 continue
             job = heapq.heappop(self.running)
             self.now = job.ends
-            self.queue.settle(job.tenant, job.tokens)
+            self.queue.settle(job.tenant, job.tokens, job.place.charged)
             self._begin(self.queue.leave(job.place))
             done.append(job)
             if job.tenant not in self.every:
@@ -294,9 +303,13 @@ class Machine(RuleBasedStateMachine):
         self.places.remove(place)
         assert all(served in self.places for served in self.queue.leave(place))
 
-    @rule(tenant=st.sampled_from("abc"), tokens=st.integers(0, 10**6))
-    def settle(self, tenant: str, tokens: int) -> None:
-        self.queue.settle(tenant, tokens)
+    @rule(
+        tenant=st.sampled_from("abc"),
+        tokens=st.integers(0, 10**6),
+        charged=st.floats(32, 10**6),
+    )
+    def settle(self, tenant: str, tokens: int, charged: float) -> None:
+        self.queue.settle(tenant, tokens, charged)
 
     @invariant()
     def numbers_add_up(self) -> None:

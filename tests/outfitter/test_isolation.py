@@ -405,3 +405,19 @@ def test_the_engine_is_told_another_salt_for_each_tenant(world: World) -> None:
     assert salts["umbra", None] == salts["umbra__ops", None]
     assert len(set(salts.values())) == 4
     assert "raw" not in salts.values()
+    asked = world.client("acme").post("/tokenize", json={"prompt": "one two"})
+    assert asked.status_code == 200, "it has no salt, and needs none"
+
+
+def test_a_key_may_be_sent_as_anthropics_clients_do(world: World) -> None:
+    """In a header of its own; the one of OpenAI's clients goes first."""
+    key = world.client("acme").headers["authorization"].removeprefix("Bearer ")
+    ask = {"model": "base-model", "messages": [{"role": "user", "content": "go"}], "max_tokens": 9}
+
+    def status(**headers: str) -> int:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return httpx.post(f"{world.gateway.url}/v1/messages", json=ask, headers=named).status_code
+
+    assert status(x_api_key=key) == 200
+    assert status(x_api_key=f"{key[:-1]}~") == 401
+    assert status(x_api_key=key, authorization="Bearer wrong") == 401

@@ -134,10 +134,17 @@ def test_each_tenant_has_its_own_salt() -> None:
     assert "mine" not in "".join(salts)
 
 
-def test_an_engine_without_salts_gets_none_and_open_mode_leaves_them_alone() -> None:
-    """Where there is one tenant, the client knows better."""
+def test_where_the_engine_has_no_salts_tenants_are_told_so() -> None:
+    """Rather than finding each other's prompts by time; what reads no cache needs none."""
     one = Principal("acme", "ofk_a", frozenset(), cache_secret=b"1")
-    assert salted({"model": "m"}, one, frozenset({"model"})) == {"model": "m"}
+    with pytest.raises(ApiError, match="cannot keep tenants apart") as caught:
+        salted({"model": "m"}, one, frozenset({"model"}))
+    assert (caught.value.status, caught.value.code) == (404, "unsupported_route")
+    assert salted({"model": "m"}, OPEN, frozenset({"model"})) == {"model": "m"}
+
+
+def test_open_mode_leaves_salts_alone() -> None:
+    """Where there is one tenant, the client knows better."""
     body = {"model": "m", "cache_salt": "raw"}
     assert salted(body, OPEN, frozenset(SALTED)) == body
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from outfitter.deps import Gateway
+from outfitter.gateway import Gateway
 from tests.outfitter.harness import Running, make_vector, publish, push
 from tests.outfitter.test_completions import error_of
 

@@ -168,6 +168,16 @@ def test_an_id_that_is_none_is_replaced(client: httpx.Client, given: str | None)
     assert {name.lower(): value for name, value in seen.items()}["x-request-id"] == told
 
 
+def test_who_has_no_key_fills_no_log_of_changes(log: Log, tmp_path: Path) -> None:
+    """What was asked without one changed nothing: it is a request like others."""
+    with running(make_config(tmp_path, auth="keys")) as gateway, gateway.client as client:
+        for path in ("/v1/completions", "/v1/tenants", "/v1/loadouts"):
+            assert client.post(path, json={}).status_code == 401
+        wait_for(lambda: len([r for r in log.records if r.get("status") == 401]) == 3)
+    told = {r["message"] for r in log.records if r.get("status") == 401}
+    assert told == {"request"}
+
+
 def test_an_id_is_told_with_every_answer(client: httpx.Client) -> None:
     """Errors and routes of the gateway's own as well."""
     for path in ("/health/live", "/v1/nowhere", "/v1/models"):

@@ -225,3 +225,17 @@ def test_a_stream_is_asked_for_its_usage(options: dict | None, expected: dict) -
 def test_what_the_client_asked_for_or_got_wrong_stays(fields: dict) -> None:
     """The engine answers it as it always would."""
     assert with_usage(fields) == (fields, False)
+
+
+def test_a_tool_that_is_called_usage_is_no_usage() -> None:
+    """A response's events repeat the request's tools: who leaves early has used what it saw."""
+    schema = {"type": "object", "properties": {"usage": {"input_tokens": 1, "output_tokens": 1}}}
+    began = {"type": "response.created", "response": {"tools": [schema], "usage": None}}
+    delta = {"type": "response.output_text.delta", "delta": "word"}
+    meter = StreamMeter()
+    for fields in (began, *[delta] * 7):
+        event = f"event: {fields['type']}\ndata: {json.dumps(fields)}\n\n"
+        meter.feed(event.encode())
+    told = outcome()
+    meter.tell(told)
+    assert (told.prompt_tokens, told.completion_tokens) == (0, 7)

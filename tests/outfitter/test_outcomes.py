@@ -154,6 +154,17 @@ def test_an_engine_that_fails(
     assert (told.status, told.completion_tokens) == (status, tokens)
 
 
+@pytest.mark.parametrize(("prompt", "status"), [("busy error", 429), ("away error", 503)])
+def test_an_engine_that_is_busy_says_when_to_come_back(
+    watched: Watched, prompt: str, status: int
+) -> None:
+    """Though vLLM itself does not."""
+    answer = watched.ask(prompt)
+    assert answer is not None
+    assert (answer.status_code, answer.headers["retry-after"]) == (status, "5")
+    assert watched.outcome().status == status
+
+
 @pytest.mark.parametrize(("stream", "tokens"), [(False, 0), (True, 1)])
 def test_a_client_that_leaves(watched: Watched, stream: bool, tokens: int) -> None:
     """499, which is no error of anybody's."""

@@ -337,3 +337,28 @@ def test_numbers_name_a_bounded_number_of_tenants(serve: Serve) -> None:
     assert len(tenants) <= MAX_LABELS + 1
     assert tenants[OTHER]["tokens"] >= 10
     assert sum(numbers["tokens"] for numbers in tenants.values()) == 10 * (MAX_LABELS + 20)
+
+
+def test_requests_that_never_ran_move_no_turn(serve: Serve) -> None:
+    """Else a tenant whose requests wait would come first by sending nonsense beside them."""
+    served = serve()
+    assert served.ask().status_code == 200
+    queue = served.quotas._queue._tenants["open"]
+    queue.mean = 500.0  # as if its requests were long
+    before = queue.tag, queue.mean
+    assert [served.ask(model="nobodys").status_code for _ in range(5)] == [404] * 5
+    assert (queue.tag, queue.mean) == before
+
+
+def test_who_leaves_early_is_not_sooner_for_it(serve: Serve) -> None:
+    """What the engine did for it is not known, so it counts for what it was taken for."""
+    served = serve()
+    queue = served.quotas._queue
+    queue._of("a").mean = 500.0
+    place, _ = queue.enter("a")
+    left = Outcome(
+        "r", Principal("a", None, frozenset()), "/v1/completions", "m", None, "", False, 0.0
+    )
+    left.status, left.charged = 499, place.charged
+    served.quotas.observe(left)
+    assert (queue._of("a").tag, queue._of("a").mean) == (500.0, 500.0)

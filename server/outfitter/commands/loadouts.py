@@ -13,7 +13,7 @@ from outfitter.commands.console import err
 from outfitter.commands.options import LocalStore
 from outfitter.config import InvalidConfig
 from outfitter.control.selection import Modules
-from outfitter.deps import cache_home
+from outfitter.opening import cache_home
 from outfitter.vectors import Vectors
 from taskvectors.checkpoint import Checkpoint, cached_fingerprint
 from taskvectors.errors import BaseMismatch, InvalidLoadout

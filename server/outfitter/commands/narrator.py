@@ -11,7 +11,7 @@ from rich.text import Text
 from outfitter.client import KEY_VARIABLE
 from outfitter.commands.console import count_progress, err
 from outfitter.config import GatewayConfig
-from outfitter.deps import Hooks
+from outfitter.gateway import Hooks
 from outfitter.state.records import Query
 from outfitter.urls import shown
 from outfitter.vectors import Vectors

@@ -12,7 +12,7 @@ from starlette.datastructures import QueryParams
 from outfitter.client import KEY_VARIABLE, GatewayClient, GatewayRefused
 from outfitter.commands.options import LocalStore
 from outfitter.config import InvalidConfig
-from outfitter.deps import cache_home
+from outfitter.opening import cache_home
 from outfitter.routes.task_vectors import query_of
 from outfitter.schemas import describe, describe_deletion, draft_of
 from outfitter.state.records import Version

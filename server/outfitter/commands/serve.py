@@ -38,9 +38,9 @@ from outfitter.config import (
     parse_tiers,
     read_limits,
 )
-from outfitter.deps import open_store
 from outfitter.observers import logs
 from outfitter.observers.tracing import open_tracing
+from outfitter.opening import open_store
 from taskvectors.store.settings import TIERS, TierSettings
 
 log = logging.getLogger(__name__)

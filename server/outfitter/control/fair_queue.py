@@ -25,11 +25,15 @@ MAX_RETRY_S = 60.0
 
 @dataclass(eq=False)
 class Place:
-    """A request that waits or runs. number: in the order of arrival."""
+    """A request that waits or runs. number: in the order of arrival.
+
+    charged: tokens that it was taken for when it began to run.
+    """
 
     tenant: str
     number: int
     is_running: bool = False
+    charged: float = 0.0
 
 
 @dataclass(eq=False)
@@ -107,11 +111,11 @@ class FairQueue:
             self._left(place.tenant, of)
         return self._serve()
 
-    def settle(self, tenant: str, tokens: int) -> None:
-        """A request has cost so many tokens."""
+    def settle(self, tenant: str, tokens: float, charged: float) -> None:
+        """A request that ran has cost so many tokens. charged: what it was taken for."""
         of = self._of(tenant)
         cost = max(MIN_COST, float(tokens))
-        of.tag = min(of.tag + cost - of.mean, max(of.tag, self._now + MAX_DEBT))
+        of.tag = min(of.tag + cost - charged, max(of.tag, self._now + MAX_DEBT))
         of.mean += _MEMORY * (cost - of.mean)
 
     def is_at_limit(self, tenant: str) -> bool:
@@ -158,7 +162,8 @@ class FairQueue:
 
     def _run(self, of: Queue, place: Place) -> None:
         self._now = max(self._now, of.tag)
-        of.tag += of.mean
+        place.charged = of.mean
+        of.tag += place.charged
         of.num_running += 1
         self.num_running += 1
         place.is_running = True

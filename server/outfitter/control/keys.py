@@ -92,6 +92,13 @@ def admit(token: Token, holder: Holder | None, now: float) -> Principal:
     )
 
 
+def sent_key(headers: Mapping[str, str]) -> str | None:
+    """What a request says of its key, as in an Authorization header; Anthropic's clients have
+    another one."""
+    own = headers.get("x-api-key")
+    return headers.get("authorization") or (None if own is None else f"Bearer {own}")
+
+
 def token_of(authorization: str | None) -> Token:
     """The key in an Authorization header; raises ApiError (401)."""
     if not authorization:

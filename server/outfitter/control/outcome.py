@@ -15,9 +15,10 @@ class Outcome:
     model: the name that the client sent, a saved loadout or the base. loadout: as in the header,
     `base` or `sha256:…`. began, first_token, last_token, ended: seconds on the monotonic clock; the
     tokens' only of a stream. status: of the answer; that of a stream's error event if it ended with
-    one, 499 if the client left. code: of the error, if it was one of ours. num_events: those of a
-    stream that brought tokens. tokens are what the engine counted, or for a stream that was cut the
-    events seen.
+    one, 499 if the client left. code: of the error, if it was one of ours. charged: tokens that it
+    was taken for when its turn came, None if that never did. num_events: those of a stream that
+    brought tokens. tokens are what the engine counted, or for a stream that was cut the events
+    seen.
     """
 
     request_id: str
@@ -35,6 +36,7 @@ class Outcome:
     ended: float | None = None
     status: int = 0
     code: str | None = None
+    charged: float | None = None
     num_events: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -19,13 +19,17 @@ MAX_SALT = 1024
 def salted(
     body: Mapping[str, object], principal: Principal, known: frozenset[str] | None
 ) -> dict[str, object]:
-    """`body` with the salt that the engine is told; raises ApiError (400) for one that is none.
+    """`body` with the salt that the engine is told.
 
-    known: the fields that the engine has; None when nobody can tell, and then it is told.
+    known: the fields that the engine has; None when nobody can tell, and then it is told. Raises
+    ApiError: 400 for a salt that is none, 404 where the engine takes none.
     """
     fields = dict(body)
-    if not principal.cache_secret or (known is not None and CACHE_SALT not in known):
+    if not principal.cache_secret:
         return fields
+    if known is not None and CACHE_SALT not in known:
+        message = f"the served engine cannot keep tenants apart here: it knows no {CACHE_SALT}"
+        raise ApiError(404, message, "unsupported_route")
     own = fields.get(CACHE_SALT)
     if own is not None and not (isinstance(own, str) and 0 < len(own) <= MAX_SALT):
         what = f"a string of {len(own)} characters" if isinstance(own, str) else kind_of(own)

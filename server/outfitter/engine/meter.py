@@ -43,6 +43,23 @@ def usage_of(body: bytes) -> Usage | None:
         fields, _ = _DECODER.raw_decode(body[start:].decode())
     except (ValueError, RecursionError):
         return None
+    return _usage(fields)
+
+
+def usage_in_event(line: bytes) -> Usage | None:
+    """That of an event's data, where its API has it: deeper ones may be the client's own words."""
+    try:
+        fields = json.loads(line.partition(b":")[2])
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict):
+        return None
+    holders = (fields, fields.get("response"), fields.get("message"))
+    found = (one.get("usage") for one in holders if isinstance(one, dict))
+    return next((_usage(one) for one in found if isinstance(one, dict)), None)
+
+
+def _usage(fields: Mapping[str, object]) -> Usage:
     prompt = _count(fields, "prompt_tokens") or _count(fields, "input_tokens")
     completion = _count(fields, "completion_tokens") or _count(fields, "output_tokens")
     details = fields.get("prompt_tokens_details") or fields.get("input_tokens_details")
@@ -84,7 +101,7 @@ class StreamMeter:
         """Write down what was seen so far."""
         outcome.first_token, outcome.last_token = self._first, self._last
         outcome.num_events = outcome.completion_tokens = self._num_events
-        if self._usage is not None and (usage := usage_of(self._usage)) is not None:
+        if self._usage is not None and (usage := usage_in_event(self._usage)) is not None:
             note_usage(outcome, usage)
 
     def _note_usage(self, lines: bytes) -> int:

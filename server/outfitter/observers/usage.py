@@ -60,9 +60,9 @@ class UsageLedger:
         while not self._is_closing.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_closing.wait(), patience)
-            is_written = await self.flush()
+            is_written = await self._try()
             patience = FLUSH_S if is_written else min(2 * patience, MAX_FLUSH_S)
-        while self.num_pending and await self.flush():
+        while self.num_pending and await self._try():
             pass
         if self.num_pending:
             lost = sum(used.requests for used in (*self._sums.values(), *self._batch.values()))
@@ -90,6 +90,13 @@ class UsageLedger:
             log.error("the usage of %d sums is lost: %s", len(self._batch), error)
         self._batch = {}
         return True
+
+    async def _try(self) -> bool:
+        try:
+            return await self.flush()
+        except Exception:  # it must not end the writing of what follows
+            log.exception("usage could not be written")
+            return False
 
     def _key(self, outcome: Outcome) -> UsageKey:
         who = outcome.principal

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from outfitter.control.fair_queue import FairQueue, Place
 from outfitter.control.limits import LimitsOf
-from outfitter.control.outcome import Outcome
+from outfitter.control.outcome import CLIENT_LEFT, Outcome
 from outfitter.control.principal import Principal
 from outfitter.control.storage import Stored, storage_refusal
 from outfitter.control.tenant_tag import engine_headers_of
@@ -33,7 +33,6 @@ from outfitter.quotas.ticket import Ticket
 MAX_LABELS = 64
 """Tenants that the numbers name; the rest is `other` in them."""
 OTHER = "other"
-CLIENT_LEFT = 499
 
 NamespacesOf = Callable[[str], Sequence[str] | None]
 """The namespaces of a tenant; None for all that there are."""
@@ -99,7 +98,7 @@ class Quotas:
             raise
         numbers.admitted += 1
         engine_headers = engine_headers_of(tenant, limits.pool_share)
-        ticket = Ticket(headers, engine_headers, lambda: self._leave(place))
+        ticket = Ticket(headers, engine_headers, place.charged, lambda: self._leave(place))
         try:
             yield ticket
         except ApiError as error:
@@ -113,7 +112,9 @@ class Quotas:
         """Charge a request that has ended, however that was; nobody waits for it."""
         tenant = outcome.principal.tenant
         tokens = outcome.prompt_tokens + outcome.completion_tokens
-        self._queue.settle(tenant, tokens)
+        if (charged := outcome.charged) is not None:
+            has_left = outcome.status == CLIENT_LEFT  # what the engine did for it is not known
+            self._queue.settle(tenant, max(tokens, charged) if has_left else tokens, charged)
         self._of(tenant).tokens += tokens
         windows = [w for w in windows_of(self.limits_of(tenant)) if w.kind == TOKENS]
         if not windows or not tokens:

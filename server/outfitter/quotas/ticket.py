@@ -9,16 +9,21 @@ from outfitter.errors import ApiError
 
 
 class Ticket:
-    """headers: for the client. engine_headers: for the engine, beside those of the loadout."""
+    """headers: for the client. engine_headers: for the engine, beside those of the loadout.
+
+    charged: tokens that the request is taken for until it has ended.
+    """
 
     def __init__(
         self,
         headers: Mapping[str, str],
         engine_headers: Mapping[str, str],
+        charged: float,
         give_back: Callable[[], None],
     ) -> None:
         self.headers = headers
         self.engine_headers = engine_headers
+        self.charged = charged
         self.is_carried = False
         self._give_back: Callable[[], None] | None = give_back
 

@@ -10,8 +10,9 @@ from fastapi import APIRouter, Request
 
 from outfitter.control.resolve import parse_body
 from outfitter.control.rights import Access, Kind, Visibility
-from outfitter.deps import ByDep, Gateway, GatewayDep, VectorsDep
+from outfitter.deps import ByDep, GatewayDep, VectorsDep
 from outfitter.errors import ApiError
+from outfitter.gateway import Gateway
 from outfitter.routes.body import read_body
 from outfitter.routes.documented import ACCESS, json_body
 from outfitter.schemas import check_known, describe, describe_loadout

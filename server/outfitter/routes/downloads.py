@@ -20,8 +20,9 @@ from starlette.datastructures import Headers
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from outfitter.deps import Gateway, GatewayDep, VectorsDep
+from outfitter.deps import GatewayDep, PrincipalDep, VectorsDep
 from outfitter.errors import ApiError
+from outfitter.gateway import Gateway
 from outfitter.schemas import describe
 from outfitter.state.records import Version
 from outfitter.vectors import Vectors
@@ -38,7 +39,11 @@ router = APIRouter(prefix="/v1/task_vectors")
 
 @router.api_route("/{reference:path}/file", methods=["GET", "HEAD"])
 async def file(
-    reference: str, request: Request, gateway: GatewayDep, vectors: VectorsDep
+    reference: str,
+    request: Request,
+    gateway: GatewayDep,
+    vectors: VectorsDep,
+    principal: PrincipalDep,
 ) -> Response:
     """The file, or the ranges of it that are asked for."""
 
@@ -46,7 +51,7 @@ async def file(
         headers = _headers(version)
         if _has(request, headers["etag"]):
             return Response(status_code=304, headers=headers)
-        return await _download(request, gateway, version, headers)
+        return await _download(request, gateway, principal.tenant, version, headers)
 
     return await _part(vectors, reference, "file", give)
 
@@ -110,9 +115,13 @@ def _has(request: Request, etag: str) -> bool:
 
 
 async def _download(
-    request: Request, gateway: Gateway, version: Version, headers: Mapping[str, str]
+    request: Request,
+    gateway: Gateway,
+    tenant: str,
+    version: Version,
+    headers: Mapping[str, str],
 ) -> Response:
-    path, status = await _local(gateway, version.digest)
+    path, status = await _local(gateway, tenant, version.digest)
     is_counted = request.method == "GET" and _is_first(request)
     return _File(
         path,
@@ -130,12 +139,12 @@ def _is_first(request: Request) -> bool:
     return wanted is None or _FROM_START.match(wanted) is not None
 
 
-async def _local(gateway: Gateway, digest: str) -> tuple[Path, os.stat_result]:
+async def _local(gateway: Gateway, tenant: str, digest: str) -> tuple[Path, os.stat_result]:
     """The file on this machine's disk; fetched first, a few at a time, where it is not."""
     try:
         path = await asyncio.to_thread(gateway.vectors.store.path, digest)
     except VectorNotFound:
-        async with gateway.uploads:
+        async with gateway.uploads.taken(tenant):
             path = await asyncio.to_thread(gateway.vectors.path, digest)
     try:
         return path, await asyncio.to_thread(path.stat)

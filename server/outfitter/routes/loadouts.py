@@ -8,8 +8,9 @@ from fastapi import APIRouter, Request
 from outfitter.control.fields import TASK_VECTORS
 from outfitter.control.principal import Principal
 from outfitter.control.resolve import Plan, parse_body, requested_loadout
-from outfitter.deps import ByDep, Gateway, GatewayDep, VectorsDep
+from outfitter.deps import ByDep, GatewayDep, VectorsDep
 from outfitter.errors import ApiError, from_task_vector_error
+from outfitter.gateway import Gateway
 from outfitter.routes.body import read_body
 from outfitter.routes.documented import SAVED, json_body
 from outfitter.routes.task_vectors import limit_of

@@ -9,9 +9,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.responses import Response
 
 from outfitter.control.resolve import parse_body
-from outfitter.deps import ByDep, Gateway, GatewayDep
+from outfitter.deps import ByDep, GatewayDep
 from outfitter.engine.metrics import kept_metrics
 from outfitter.errors import ApiError, CatalogUnavailable
+from outfitter.gateway import Gateway
 from outfitter.observers.metrics import RequestMetrics
 from outfitter.routes.body import read_body
 from outfitter.routes.documented import json_body

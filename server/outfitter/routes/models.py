@@ -5,7 +5,8 @@ import asyncio
 from fastapi import APIRouter
 
 from outfitter.control.saved import OWNER, describe_model
-from outfitter.deps import Gateway, GatewayDep, PrincipalDep, VectorsDep
+from outfitter.deps import GatewayDep, PrincipalDep, VectorsDep
+from outfitter.gateway import Gateway
 from outfitter.state.records import SavedLoadout
 from outfitter.vectors import Vectors
 

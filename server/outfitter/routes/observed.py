@@ -10,8 +10,8 @@ from fastapi import Request
 
 from outfitter.control.outcome import CLIENT_LEFT, InFlight, Outcome
 from outfitter.control.principal import Principal
-from outfitter.deps import Gateway
 from outfitter.errors import ApiError, from_task_vector_error
+from outfitter.gateway import Gateway
 from taskvectors.errors import TaskVectorError
 
 log = logging.getLogger(__name__)

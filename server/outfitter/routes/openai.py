@@ -12,10 +12,11 @@ from outfitter.control.resolve import Plan, model_of, parse_body, requested_load
 from outfitter.control.salting import salted
 from outfitter.control.saved import Asked
 from outfitter.control.surface import NOT_OFFERED, ROUTES, Route
-from outfitter.deps import Gateway, GatewayDep, PrincipalDep
+from outfitter.deps import GatewayDep, PrincipalDep
 from outfitter.engine.hidden import with_usage
 from outfitter.engine.rewrite import Identity
 from outfitter.errors import ApiError, from_task_vector_error
+from outfitter.gateway import Gateway
 from outfitter.quotas.ticket import Ticket
 from outfitter.routes.body import read_body
 from outfitter.routes.documented import relayed_body
@@ -76,13 +77,15 @@ async def _relay(route: Route, request: Request, gateway: Gateway, observed: Obs
         raise ApiError(400, message, "unsupported_parameter", TASK_VECTORS)
     known = gateway.known_fields.get(route.target)
     check_fields(body, known)
-    body = salted(body, principal, None if known is None else known.top)
+    if not route.is_tokens:  # which reads no cache
+        body = salted(body, principal, None if known is None else known.top)
     plan = await _plan(gateway, principal, body, asked)
     is_plain = route.is_tokens or plan.loadout.is_base
     fields, hides_usage = with_usage(body) if route.target in _USAGE_PATHS else (body, False)
     content = _engine_body(fields, gateway.config.name if is_plain else plan.loadout.engine_name)
     identity = Identity(asked.name, plan.label, plan.task_vectors, route.dialect, asked.saved_model)
     async with gateway.quotas.admitted(principal, request) as ticket:
+        outcome.charged = ticket.charged
         headers = _engine_headers(request, None if is_plain else plan, ticket)
         engine_request = EngineRequest(route.target, content, headers, hides_usage)
         return ticket.carry(RelayedResponse(relay, engine_request, identity, observed))

@@ -14,8 +14,9 @@ from fastapi import APIRouter, Request
 from outfitter.control.fields import TASK_VECTORS
 from outfitter.control.principal import Principal
 from outfitter.control.resolve import parse_body, requested_loadout
-from outfitter.deps import ByDep, Gateway, GatewayDep
+from outfitter.deps import ByDep, GatewayDep
 from outfitter.errors import ApiError, from_task_vector_error
+from outfitter.gateway import Gateway
 from outfitter.routes.body import read_body
 from outfitter.routes.documented import MIX, NAME, json_body
 from outfitter.routes.loadouts import named

@@ -7,7 +7,8 @@ from functools import partial
 from fastapi import APIRouter, Request
 
 from outfitter.control.resolve import parse_body
-from outfitter.deps import ByDep, Gateway, GatewayDep, VectorsDep
+from outfitter.deps import ByDep, GatewayDep, VectorsDep
+from outfitter.gateway import Gateway
 from outfitter.routes.body import read_body
 from outfitter.routes.documented import DRAFT, json_body
 from outfitter.schemas import describe, draft_of, required
@@ -38,7 +39,7 @@ async def pull(
     base = gateway.ready_base()
     require_room = partial(gateway.quotas.require_room, by.principal)
     await asyncio.to_thread(require_room, 0)
-    async with gateway.uploads:
+    async with gateway.uploads.taken(by.principal.tenant):
         version, fetched = await asyncio.to_thread(
             _pull, gateway, vectors, source, draft, base, require_room
         )

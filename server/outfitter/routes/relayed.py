@@ -17,6 +17,8 @@ from outfitter.errors import ApiError, engine_died, unavailable
 from outfitter.routes.observed import Observed
 
 OUTFITTER_HEADER = "x-outfitter-loadout"
+RETRY_S = "5"
+"""When to come back, where an engine that is busy does not say."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class RelayedResponse(Response):
     async def _error(self, upstream: aiohttp.ClientResponse) -> ApiError:
         error = translate_error(upstream.status, await upstream.read(), self._identity)
         kept = {k: v for k, v in kept_headers(upstream).items() if k != "content-type"}
-        error.headers = {**error.headers, **kept}
+        pause = {"retry-after": RETRY_S} if error.status in (429, 503) else {}
+        error.headers = {**pause, **error.headers, **kept}
         return error
 
     async def _whole(

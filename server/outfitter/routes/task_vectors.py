@@ -10,8 +10,9 @@ from starlette.datastructures import QueryParams
 
 from outfitter.accounts import By
 from outfitter.control.resolve import parse_body
-from outfitter.deps import ByDep, Gateway, GatewayDep, VectorsDep
+from outfitter.deps import ByDep, GatewayDep, VectorsDep
 from outfitter.errors import ApiError
+from outfitter.gateway import Gateway
 from outfitter.routes.body import announced_bytes, read_body, receive, stream_body
 from outfitter.routes.documented import DETAILS, DRAFT, file_body, json_body
 from outfitter.schemas import (
@@ -173,7 +174,7 @@ async def _publish_body(request: Request, gateway: Gateway, vectors: Vectors, by
     base, store = gateway.ready_base(), vectors.store
     require_room = partial(gateway.quotas.require_room, by.principal)
     await asyncio.to_thread(require_room, announced_bytes(request))
-    async with gateway.uploads:
+    async with gateway.uploads.taken(by.principal.tenant):
         path = await asyncio.to_thread(store.new_upload)
         try:
             digest = await _write(request, gateway.config.max_upload_bytes, path)
@@ -192,7 +193,7 @@ async def _publish_upload(request: Request, gateway: Gateway, vectors: Vectors, 
     base = gateway.ready_base()
     length = (await asyncio.to_thread(vectors.uploads.find, upload)).length
     await asyncio.to_thread(gateway.quotas.require_room, by.principal, length)
-    async with gateway.uploads:
+    async with gateway.uploads.taken(by.principal.tenant):
         return await asyncio.to_thread(vectors.publish_upload, upload, draft, base)
 
 

@@ -15,8 +15,9 @@ from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
-from outfitter.deps import Gateway, GatewayDep, PrincipalDep, VectorsDep
+from outfitter.deps import GatewayDep, PrincipalDep, VectorsDep
 from outfitter.errors import ApiError, from_task_vector_error
+from outfitter.gateway import Gateway
 from outfitter.routes.body import receive, stream_body
 from outfitter.routes.documented import file_body
 from outfitter.state.uploads import Upload, Uploads
@@ -79,7 +80,7 @@ async def create(
     uploads, limit = vectors.uploads, gateway.config.max_upload_bytes
     upload = await asyncio.to_thread(uploads.create, length, limit, metadata)
     if request.headers.get("content-type") == _BYTES:
-        upload = await _append(request, gateway, uploads, upload.id, 0)
+        upload = await _append(request, gateway, principal.tenant, uploads, upload.id, 0)
     headers = {"location": f"{router.prefix}/{upload.id}", **_progress(upload)}
     return Response(status_code=201, headers=headers)
 
@@ -96,7 +97,11 @@ async def head(upload_id: str, vectors: VectorsDep) -> Response:
 
 @router.patch("/{upload_id}", openapi_extra=file_body(_BYTES))
 async def patch(
-    upload_id: str, request: Request, gateway: GatewayDep, vectors: VectorsDep
+    upload_id: str,
+    request: Request,
+    gateway: GatewayDep,
+    vectors: VectorsDep,
+    principal: PrincipalDep,
 ) -> Response:
     """Go on; what arrives before the connection breaks is kept."""
     kind = request.headers.get("content-type", "")
@@ -104,7 +109,7 @@ async def patch(
         message = f"unsupported content type {kind[:100]!r}; send {_BYTES}"
         raise ApiError(415, message, "unsupported_media_type")
     offset = _number(request, "upload-offset")
-    upload = await _append(request, gateway, vectors.uploads, upload_id, offset)
+    upload = await _append(request, gateway, principal.tenant, vectors.uploads, upload_id, offset)
     return Response(status_code=204, headers=_progress(upload))
 
 
@@ -116,10 +121,15 @@ async def terminate(upload_id: str, vectors: VectorsDep) -> Response:
 
 
 async def _append(
-    request: Request, gateway: Gateway, uploads: Uploads, upload_id: str, offset: int
+    request: Request,
+    gateway: Gateway,
+    tenant: str,
+    uploads: Uploads,
+    upload_id: str,
+    offset: int,
 ) -> Upload:
     checksum = Checksum.of(request)
-    async with gateway.uploads:
+    async with gateway.uploads.taken(tenant):
         appending = await asyncio.to_thread(uploads.append, upload_id, offset)
 
         def write(piece: bytearray) -> None:

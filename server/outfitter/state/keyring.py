@@ -83,6 +83,13 @@ class Keyring:
         with self._lock:
             self._known.pop(id_, None)
 
+    def forget_tenant(self, tenant: str) -> None:
+        """Its keys may do less now, or nothing: nor shall those that were remembered."""
+        with self._lock:
+            gone = [id_ for id_, known in self._known.items() if _tenant_of(known) == tenant]
+            for id_ in gone:
+                del self._known[id_]
+
     def take_used(self) -> dict[str, int]:
         """When each key was used since the last call: Unix time, to the minute."""
         with self._lock:
@@ -142,3 +149,7 @@ class Keyring:
         if known is None or time.monotonic() - known.confirmed > OUTAGE_S:
             return None
         return known
+
+
+def _tenant_of(known: _Known) -> str | None:
+    return None if known.holder is None else known.holder.tenant

@@ -327,6 +327,32 @@ def test_a_key_that_was_revoked_here_does_not_outlast_an_outage(
         replica.tells(text)
 
 
+@pytest.mark.parametrize("ending", ["disable", "delete", "rotate", "namespace"])
+def test_what_was_ended_here_does_not_outlast_an_outage(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """Keys of a tenant that is disabled, deleted or owns less, and a key that was replaced."""
+    accounts = replica.accounts
+    accounts.create_tenant(BY, "acme")
+    accounts.add_namespace(BY, "acme", "more")
+    key, text = accounts.create_key(BY, "acme", "k", ["infer"])
+    replica.tells(text)
+    end = {
+        "disable": lambda: accounts.set_disabled(BY, "acme", True),
+        "delete": lambda: accounts.delete_tenant(BY, "acme"),
+        "rotate": lambda: accounts.rotate_key(BY, "acme", key.id, 0),
+        "namespace": lambda: accounts.remove_namespace(BY, "acme", "more"),
+    }
+    end[ending]()
+
+    def away() -> int:
+        raise CatalogUnavailable("the catalog does not answer")
+
+    monkeypatch.setattr(replica.resolver.generation, "_read", away)
+    with pytest.raises(CatalogUnavailable):
+        replica.tells(text)
+
+
 def test_changes_are_in_the_trail(accounts: Accounts) -> None:
     """Who, with which key and request, what and how; by pages and filters."""
     accounts.create_tenant(BY, "acme")
@@ -432,6 +458,26 @@ def test_uses_wait_for_the_database_and_then_are_bounded(
     accounts.flush()
     page, _ = accounts.used_loadouts(TrailQuery())
     assert {use.loadout: use.count for use in page} == {"sha256:aa": 2, "sha256:bb": 1}
+
+
+def test_what_no_database_holds_does_not_end_the_trail(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told in the log, and what comes after it is written down."""
+    accounts = replica.accounts
+    accounts.uses.observe(outcome("ofk_a", "sha256:aa"))
+
+    def refuse(*_: object) -> None:
+        raise InvalidDetails("the catalog cannot hold this")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(accounts_module.uses, "write", refuse)
+        accounts.flush()
+    assert "1 uses of loadouts are lost" in caplog.text
+    accounts.uses.observe(outcome("ofk_a", "sha256:bb"))
+    accounts.flush()
+    page, _ = accounts.used_loadouts(TrailQuery())
+    assert {use.loadout: use.count for use in page} == {"sha256:bb": 1}
 
 
 def test_a_key_remembers_roughly_when_it_was_used(replica: Replica) -> None:

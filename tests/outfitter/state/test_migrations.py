@@ -82,12 +82,14 @@ def test_a_newer_database_is_refused(database_url: str) -> None:
     engine.dispose()
 
 
-def test_a_loadout_that_was_saved_before_it_was_a_model_is_one(database_url: str) -> None:
+@pytest.mark.parametrize("before", ["0001", "0002"])
+def test_a_loadout_that_was_saved_before_it_was_a_model_is_one(
+    database_url: str, before: str
+) -> None:
     """It takes no vectors of requests, and nobody knows its base nor its vectors' names."""
     loadout = Loadout.build([LoadoutItem("a" * 64, 0.5)])
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    before = ScriptDirectory.from_config(config).get_revision("0003").down_revision
     engine = create_engine(database_url)
     with engine.begin() as connection:
         config.attributes["connection"] = connection

@@ -1,0 +1,36 @@
+"""The trail of which key used which loadout, written down beside the requests."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 5.0
+
+
+class Trail:
+    """flush: `Accounts.flush`; called in a thread."""
+
+    def __init__(self, flush: Callable[[], None]) -> None:
+        self._flush = flush
+        self._is_closing = asyncio.Event()
+
+    async def run(self) -> None:
+        """Write every few seconds until `close`, then once more."""
+        while not self._is_closing.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_closing.wait(), FLUSH_S)
+            await self._write()
+        await self._write()
+
+    def close(self) -> None:
+        """Let `run` come to its end."""
+        self._is_closing.set()
+
+    async def _write(self) -> None:
+        try:
+            await asyncio.to_thread(self._flush)
+        except Exception:  # it must not end the writing of what follows
+            log.exception("the trail of loadouts could not be written")
