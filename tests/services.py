@@ -131,10 +131,12 @@ class Postgres:
 
     def start(self) -> None:
         """Start it again, with everything that was committed, and wait until it answers."""
-        for _ in range(5):  # its own patience is 10 s, and a busy machine may need more
-            with contextlib.suppress(subprocess.SubprocessError):
+        for _ in range(300):
+            # Its package waits for 10 s, and then asserts that a server in recovery is ready.
+            with contextlib.suppress(subprocess.SubprocessError, AssertionError):
                 self._server.ensure_postgres_running()
                 return
+            time.sleep(0.2)
         raise AssertionError("PostgreSQL did not start")
 
     def close(self) -> None:
