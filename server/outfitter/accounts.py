@@ -1,7 +1,6 @@
 """Tenants, their keys and rights, and the trail of who did what, on the catalog's database."""
 
 import json
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +10,8 @@ from sqlalchemy.orm import Session
 from outfitter.control.keys import Holder
 from outfitter.control.principal import LOCAL, Principal
 from outfitter.control.rights import Access, Kind, Viewer
-from outfitter.errors import CatalogConflict, CatalogUnavailable, InvalidDetails, InvalidTenant
-from outfitter.state import audit, grants, keys, tenants, uses
+from outfitter.errors import CatalogUnavailable, InvalidTenant
+from outfitter.state import audit, grants, keys, tenants
 from outfitter.state.database import Database
 from outfitter.state.keyring import Keyring
 from outfitter.state.resolver import Resolver
@@ -26,13 +25,12 @@ from outfitter.state.tenancy import (
     key_scopes,
     tenant_name,
 )
+from outfitter.state.trail import Trail
 from outfitter.state.uses import UseLog
 from outfitter.state.versions import key_of
 from outfitter.vectors import Draft
 from taskvectors.errors import InvalidReference
 from taskvectors.spec import Reference
-
-log = logging.getLogger(__name__)
 
 MAX_LIMITS = 16_384
 """Characters of a tenant's limits, as JSON."""
@@ -80,6 +78,7 @@ class Accounts:
         self._owners: dict[str, tuple[int, Viewer | None]] = {}
         self.keyring = Keyring(self._holder, resolver.generation)
         self.uses = UseLog()
+        self._trail = Trail(database, self.uses, self.keyring)
 
     def create_tenant(self, by: By, name: str) -> Tenant:
         """A tenant with the namespace of its own name. Raises InvalidTenant, CatalogConflict."""
@@ -256,25 +255,8 @@ class Accounts:
         return owner
 
     def flush(self) -> None:
-        """Write down what was counted; what cannot be written now is tried again later.
-
-        What no database holds is lost, and told in the log.
-        """
-        counts, used = self.uses.take(), self.keyring.take_used()
-        if not counts and not used:
-            return
-        try:
-            with self._database.changing() as session:
-                uses.write(session, counts)
-                for id_, at in sorted(used.items()):
-                    keys.used(session, id_, at)
-        except (CatalogUnavailable, CatalogConflict) as error:
-            self.uses.put_back(counts)
-            self.keyring.put_back(used)
-            log.warning("the trail of loadouts waits for the database: %s", error)
-        except InvalidDetails as error:
-            lost = sum(count for count, _, _ in counts.values())
-            log.error("%d uses of loadouts are lost: %s", lost, error)
+        """Write down what was counted; what cannot be written now is tried again later."""
+        self._trail.flush()
 
     def _holder(self, id_: str) -> Holder | None:
         with self._database.reading() as session:

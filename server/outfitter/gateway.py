@@ -36,6 +36,7 @@ from outfitter.engine.relay import Relay
 from outfitter.engine.supervisor import State, Supervisor
 from outfitter.engine.warming import Warming
 from outfitter.errors import unavailable
+from outfitter.flushing import Flusher
 from outfitter.observers.metrics import RequestMetrics
 from outfitter.observers.tracing import Tracing, open_tracing
 from outfitter.observers.usage import UsageLedger
@@ -44,7 +45,6 @@ from outfitter.quotas.quotas import Quotas
 from outfitter.slots import Slots
 from outfitter.state.records import SavedLoadout
 from outfitter.state.usage import UsageTable
-from outfitter.trail import Trail
 from outfitter.vectors import Base, Vectors
 from outfitter.waiting import WouldWait, at_once
 from taskvectors.errors import TaskVectorError, VectorNotFound
@@ -111,7 +111,7 @@ class Gateway:
         database = self.vectors.catalog.database
         self.usage = UsageLedger(UsageTable(database).add, self.config.name)
         self.accounts = Accounts(database, self.vectors.resolver, Limits.parse)
-        self.trail = Trail(self.accounts.flush)
+        self.trail = Flusher(self.accounts.flush)
         if self.config.asks_for_keys:
             self.quotas.limits_of = self._limits_of
             self.quotas.namespaces_of = self.accounts.keyring.namespaces_of

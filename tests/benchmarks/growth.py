@@ -33,19 +33,25 @@ def growth(samples: Sequence[Sample], process: str, warm_up: int) -> dict[str, f
     as related (AR(1)), which samples of memory are. The medians are of the first and last tenth.
     """
     warm = [sample for sample in samples if sample["at"] >= warm_up]
-    x = np.array([sample["at"] for sample in warm], dtype=float)
-    y = np.array([sample[process]["uss"] for sample in warm], dtype=float)
-    slope, intercept = np.polyfit(x, y, 1)
+    y = [sample[process]["uss"] for sample in warm]
+    slope, error = trend([sample["at"] for sample in warm], y)
     tenth = max(1, len(warm) // 10)
     first, last = statistics.median(y[:tenth]), statistics.median(y[-tenth:])
     return {
-        "bytes_each": float(slope),
-        "standard_error": _standard_error(x, y - slope * x - intercept),
+        "bytes_each": slope,
+        "standard_error": error,
         "first_tenth_mib": first / MIB,
         "last_tenth_mib": last / MIB,
         "difference_mib": (last - first) / MIB,
         "peak_rss_mib": max(sample[process]["rss"] for sample in samples) / MIB,
     }
+
+
+def trend(at: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """The slope of `values` over `at` by least squares, and its standard error; see `growth`."""
+    x, y = np.array(at, dtype=float), np.array(values, dtype=float)
+    slope, intercept = np.polyfit(x, y, 1)
+    return float(slope), _standard_error(x, y - slope * x - intercept)
 
 
 def _standard_error(x: np.ndarray, residuals: np.ndarray) -> float:

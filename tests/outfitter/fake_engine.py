@@ -89,6 +89,10 @@ async def stream(
                 return response
     for event_ in shape.end(body):
         await response.write(sse(event_, shape.is_named))
+    if prompt == "die at the end":
+        os._exit(7)
+    if prompt == "hang at the end":
+        await asyncio.sleep(600)
     return response
 
 

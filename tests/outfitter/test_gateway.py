@@ -19,7 +19,7 @@ def test_a_fault_of_what_writes_ends_neither_it_nor_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, method: str
 ) -> None:
     """It goes on, and at the end everything is written down and closed."""
-    for place in ("outfitter.trail.FLUSH_S", "outfitter.observers.usage.FLUSH_S"):
+    for place in ("outfitter.flushing.FLUSH_S", "outfitter.observers.usage.FLUSH_S"):
         monkeypatch.setattr(place, 0.05)
     real, calls = getattr(owner, method), []
 

@@ -142,6 +142,7 @@ def test_a_refusal_is_an_outcome(watched: Watched, fields: dict, status: int, co
         ("vllm error", False, 400, 0),
         ("die", False, 502, 0),
         ("die midway", True, 502, 1),
+        ("die at the end", True, 200, 3),
         ("fail midway", True, 500, 3),
     ],
 )
@@ -171,6 +172,21 @@ def test_a_client_that_leaves(watched: Watched, stream: bool, tokens: int) -> No
     watched.ask("hang midway" if stream else "hang", stream=stream, timeout=0.5)
     told = watched.outcome()
     assert (told.status, told.is_error, told.completion_tokens) == (499, False, tokens)
+
+
+def test_a_stream_that_has_ended_when_the_server_is_stopped(tmp_path: Path) -> None:
+    """It has its answer already, and is not told a second time."""
+    with running(make_config(tmp_path)) as gateway:
+        watched = Watched(gateway.wait_ready())
+        thread = threading.Thread(
+            target=watched.ask, args=["hang at the end"], kwargs={"stream": True}
+        )
+        thread.start()
+        wait_for(lambda: gateway.inner.in_flight.streams == 1)
+        time.sleep(0.5)
+    thread.join()
+    [told] = watched.outcomes
+    assert (told.status, told.code, told.completion_tokens) == (200, None, 3)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -74,6 +74,17 @@ def test_a_death_amid_a_stream_is_an_error_event(own: Running, path: str) -> Non
     assert data["error"]["type"] == ("api_error" if path == "/v1/messages" else "server_error")
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", *NAMED])
+def test_a_death_after_the_end_of_a_stream_is_no_error(own: Running, path: str) -> None:
+    """The engine has said that this was all: nothing is told a second time."""
+    with own.client as client:
+        text = stream(client, path, "die at the end")
+    assert "error" not in text
+    assert text.endswith("\n\n")
+    last = text.rstrip().rpartition("\n")[2]
+    assert any(end in last for end in ("[DONE]", "message_stop", "response.completed"))
+
+
 def test_anthropic_errors_have_their_shape(client: httpx.Client) -> None:
     """Those of the gateway and those of the engine."""
     ask = {"max_tokens": 5, "messages": [{"role": "user", "content": "vllm error"}]}

@@ -18,6 +18,11 @@ _DELTA_ENDS = (b".delta\n", b"_block_delta\n")
 """Of the names of events that bring tokens, in the Responses API and in Anthropic's."""
 ERROR_EVENT = b'data: {"error"'
 _TYPED_ERROR = b'data: {"type": "error"'
+_DONE, _NEXT_DONE = b"data: [DONE]", b"\ndata: [DONE]"
+_TYPED_ENDS = tuple(
+    b"event: %s\n" % name
+    for name in (b"response.completed", b"response.incomplete", b"response.failed", b"message_stop")
+)
 USAGE_KEY = b'"usage"'
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
@@ -78,6 +83,8 @@ class StreamMeter:
         self._usage: bytes | None = None
         self.has_failed = False
         """Whether the engine sent an error as its last event."""
+        self.has_ended = False
+        """Whether the engine said that this was all, be it with an error."""
 
     def feed(self, lines: bytes) -> None:
         """Look at some whole lines that have just come."""
@@ -88,8 +95,9 @@ class StreamMeter:
         if USAGE_KEY in lines:
             count -= self._note_usage(lines)
         if ERROR_EVENT in lines or (self._has_types and _TYPED_ERROR in lines):
-            self.has_failed = True
+            self.has_failed = self.has_ended = True
             count -= not self._has_types
+        self.has_ended = self.has_ended or self._says_end(lines)
         if self._first is None and count > 0:
             count -= _num_roles(lines)
         if count > 0:
@@ -103,6 +111,11 @@ class StreamMeter:
         outcome.num_events = outcome.completion_tokens = self._num_events
         if self._usage is not None and (usage := usage_in_event(self._usage)) is not None:
             note_usage(outcome, usage)
+
+    def _says_end(self, lines: bytes) -> bool:
+        if self._has_types:
+            return any(name in lines for name in _TYPED_ENDS)
+        return _NEXT_DONE in lines or lines.startswith(_DONE)
 
     def _note_usage(self, lines: bytes) -> int:
         """Keep the last usage; returns how many events bring no token but a usage."""

@@ -69,6 +69,7 @@ async def _snapshot(gateway: Gateway) -> dict[str, Any]:
     local["gateway"] |= {
         "requests_running": gateway.in_flight.requests,
         "streams_open": gateway.in_flight.streams,
+        "tasks": len(asyncio.all_tasks()),
         "engine_restarts": gateway.supervisor.restarts if gateway.supervisor else 0,
     }
     usage = {"pending": gateway.usage.num_pending, "failures": gateway.usage.failures}

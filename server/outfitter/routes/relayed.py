@@ -19,6 +19,8 @@ from outfitter.routes.observed import Observed
 OUTFITTER_HEADER = "x-outfitter-loadout"
 RETRY_S = "5"
 """When to come back, where an engine that is busy does not say."""
+_LINE_END = b"\n"
+"""Of the last event, should it have been lost; an empty line more says nothing."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class RelayedResponse(Response):
         self._outcome.model, self._outcome.loadout = identity.model, identity.loadout
         self._outcome.saved_model = identity.saved_model
         self._is_streaming = False
+        self._meter = StreamMeter()
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Answer as an ASGI application."""
@@ -105,23 +108,25 @@ class RelayedResponse(Response):
     async def _stream(
         self, upstream: aiohttp.ClientResponse, headers: Mapping[str, str], send: Send
     ) -> None:
-        meter = StreamMeter()
         self._outcome.is_stream = True
         await send(_start({**headers, "cache-control": "no-cache"}))
         self._is_streaming = True
         try:
-            status, code, last = await self._pass_on(upstream, meter, send)
+            status, code, last = await self._pass_on(upstream, send)
         finally:
-            meter.tell(self._outcome)
+            self._meter.tell(self._outcome)
         await send(_part(last, more=False))
         self._is_streaming = False
         self._observed.end(status, code)
 
     async def _pass_on(
-        self, upstream: aiohttp.ClientResponse, meter: StreamMeter, send: Send
+        self, upstream: aiohttp.ClientResponse, send: Send
     ) -> tuple[int, str | None, bytes]:
-        """The lines of a stream as they come; returns its status and code, and its last bytes."""
-        rewriter = StreamRewriter(self._identity)
+        """The lines of a stream as they come; returns its status and code, and its last bytes.
+
+        Whatever breaks off after the engine said that this was all is not the client's business.
+        """
+        meter, rewriter = self._meter, StreamRewriter(self._identity)
         hidden = HiddenUsage(self._relay.fingerprint) if self._request.hides_usage else None
         try:
             async for chunk in upstream.content.iter_any():
@@ -132,18 +137,26 @@ class RelayedResponse(Response):
                 if lines:
                     await send(_part(lines, more=True))
         except (aiohttp.ClientError, ConnectionError):
-            died = engine_died()
-            return (
-                died.status,
-                died.code,
-                _released(hidden) + stream_error(died, self._identity.dialect),
-            )
-        return 500 if meter.has_failed else 200, None, _released(hidden) + rewriter.finish()
+            if not meter.has_ended:
+                died = engine_died()
+                last = stream_error(died, self._identity.dialect)
+                return died.status, died.code, _released(hidden) + last
+            return self._status, None, _LINE_END
+        return self._status, None, _released(hidden) + rewriter.finish()
+
+    @property
+    def _status(self) -> int:
+        """Of a stream that the engine has ended."""
+        return 500 if self._meter.has_failed else 200
 
     async def _say_goodbye(self, send: Send) -> None:
         error = unavailable("the server is shutting down", "shutting_down")
         if not self._is_streaming:
             raise error
+        if self._meter.has_ended:
+            self._observed.end(self._status)
+            await send(_part(_LINE_END, more=False))
+            return
         self._observed.end(error.status, error.code)
         await send(_part(stream_error(error, self._identity.dialect), more=False))
 

@@ -61,13 +61,13 @@ class UsageTable:
 
     def add(self, writer: str, number: int, rows: Mapping[UsageKey, Used]) -> None:
         """Add a batch, unless it was added before: `writer` counts its batches from 1."""
-        insert: Any = sqlite.insert if self._database.is_sqlite else postgresql.insert
+        insert = _insert_of(self._database.is_sqlite)
         values = [
             {**key._asdict(), **dict(zip(COUNTS, astuple(used), strict=True))}
             for key, used in sorted(rows.items())  # in one order, so that writers never deadlock
         ]
         with self._database.changing() as session:
-            if not _is_next(session, insert, writer, number):
+            if not is_next(session, writer, number):
                 return
             given = insert(UsageRow)
             sums = {name: getattr(UsageRow, name) + given.excluded[name] for name in COUNTS}
@@ -92,8 +92,9 @@ class UsageTable:
             ]
 
 
-def _is_next(session: Session, insert: Any, writer: str, number: int) -> bool:
+def is_next(session: Session, writer: str, number: int) -> bool:
     """Whether a batch was not added yet; it counts as added from here on."""
+    insert = _insert_of(session.get_bind().dialect.name == "sqlite")
     now = int(time.time())
     session.execute(delete(UsageWriterRow).where(UsageWriterRow.seen < now - FORGET_S))
     given = insert(UsageWriterRow).values(id=writer, flushed=number, seen=now)
@@ -103,3 +104,7 @@ def _is_next(session: Session, insert: Any, writer: str, number: int) -> bool:
         where=UsageWriterRow.flushed < number,
     )
     return session.execute(counted.returning(UsageWriterRow.id)).first() is not None
+
+
+def _insert_of(is_sqlite: bool) -> Any:
+    return sqlite.insert if is_sqlite else postgresql.insert

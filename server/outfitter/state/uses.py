@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 HOUR_S = 3600
 MAX_PENDING = 100_000
-"""Rows that are kept while the database is away; what comes beyond is told in the log."""
+"""Rows that are kept, beside those being written; what comes beyond is told in the log."""
 
 UseKey = tuple[int, str, str, str]
 """hour, tenant, key, loadout."""
@@ -40,7 +40,13 @@ class UseLog:
         now = int(time.time())
         who = outcome.principal
         key = (now // HOUR_S * HOUR_S, who.tenant, who.key or "", outcome.loadout)
-        self.put_back({key: (1, now, now)})
+        with self._lock:
+            have = self._pending.get(key)
+            if have is None and len(self._pending) >= MAX_PENDING:
+                self._lose()
+                return
+            count, first, last = have or (0, now, now)
+            self._pending[key] = (count + 1, min(first, now), max(last, now))
 
     def take(self) -> Counts:
         """What is pending; it is the caller's now."""
@@ -48,22 +54,10 @@ class UseLog:
             pending, self._pending = self._pending, {}
         return pending
 
-    def put_back(self, counts: Mapping[UseKey, tuple[int, int, int]]) -> None:
-        """Add counts, such as those that could not be written."""
-        with self._lock:
-            for key, (count, first, last) in counts.items():
-                have = self._pending.get(key)
-                if have is None and len(self._pending) >= MAX_PENDING:
-                    self._lose(count)
-                    continue
-                before = have or (0, first, last)
-                merged = (before[0] + count, min(before[1], first), max(before[2], last))
-                self._pending[key] = merged
-
-    def _lose(self, count: int) -> None:
+    def _lose(self) -> None:
         if self.num_lost == 0:
             log.warning("the trail of loadouts is full (%d rows): uses get lost", MAX_PENDING)
-        self.num_lost += count
+        self.num_lost += 1
 
 
 def write(session: Session, counts: Mapping[UseKey, tuple[int, int, int]]) -> None:

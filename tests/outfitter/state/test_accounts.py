@@ -1,12 +1,13 @@
 """Tenants, keys, rights and the trail in a database, and keys that several gateways know."""
 
+import contextlib
 import secrets
 import time
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy.orm import Session
 
-from outfitter import accounts as accounts_module
 from outfitter.accounts import Accounts, By
 from outfitter.control.keys import Token
 from outfitter.control.outcome import Outcome
@@ -21,6 +22,7 @@ from outfitter.errors import (
     TenantNotFound,
 )
 from outfitter.state import keyring as keyring_module
+from outfitter.state import trail as trail_module
 from outfitter.state import uses as uses_module
 from outfitter.state.catalog import Catalog
 from outfitter.state.changes import Changes
@@ -449,15 +451,40 @@ def test_uses_wait_for_the_database_and_then_are_bounded(
         raise CatalogUnavailable("the catalog does not answer")
 
     with monkeypatch.context() as patched:
-        patched.setattr(accounts_module.uses, "write", away)
+        patched.setattr(trail_module, "write", away)
         accounts.flush()
     monkeypatch.setattr(uses_module, "MAX_PENDING", 2)
-    for word in ("bb", "cc", "aa"):
+    for word in ("aa", "bb", "cc", "aa"):
         accounts.uses.observe(outcome("ofk_a", f"sha256:{word}"))
     assert accounts.uses.num_lost == 1
     accounts.flush()
     page, _ = accounts.used_loadouts(TrailQuery())
-    assert {use.loadout: use.count for use in page} == {"sha256:aa": 2, "sha256:bb": 1}
+    assert {use.loadout: use.count for use in page} == {"sha256:aa": 3, "sha256:bb": 1}
+
+
+def test_uses_whose_answer_got_lost_count_once(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database has them, and the gateway does not know it; what came since is added."""
+    accounts, database = replica.accounts, replica.catalog.database
+    changing = database.changing
+
+    @contextlib.contextmanager
+    def committing_in_silence() -> Iterator[Session]:
+        with changing() as session:
+            yield session
+        raise CatalogUnavailable("the connection was lost")
+
+    accounts.uses.observe(outcome("ofk_a", "sha256:aa"))
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "changing", committing_in_silence)
+        accounts.flush()
+    [use] = accounts.used_loadouts(TrailQuery())[0]
+    assert use.count == 1
+    accounts.uses.observe(outcome("ofk_a", "sha256:aa"))
+    accounts.flush()
+    [use] = accounts.used_loadouts(TrailQuery())[0]
+    assert use.count == 2
 
 
 def test_what_no_database_holds_does_not_end_the_trail(
@@ -471,7 +498,7 @@ def test_what_no_database_holds_does_not_end_the_trail(
         raise InvalidDetails("the catalog cannot hold this")
 
     with monkeypatch.context() as patched:
-        patched.setattr(accounts_module.uses, "write", refuse)
+        patched.setattr(trail_module, "write", refuse)
         accounts.flush()
     assert "1 uses of loadouts are lost" in caplog.text
     accounts.uses.observe(outcome("ofk_a", "sha256:bb"))

@@ -1,4 +1,4 @@
-"""The trail of which key used which loadout, written down beside the requests."""
+"""What was counted in memory, written down every few seconds beside the requests."""
 
 import asyncio
 import logging
@@ -10,8 +10,8 @@ log = logging.getLogger(__name__)
 FLUSH_S = 5.0
 
 
-class Trail:
-    """flush: `Accounts.flush`; called in a thread."""
+class Flusher:
+    """flush: called in a thread; keeps for the next call what cannot be written now."""
 
     def __init__(self, flush: Callable[[], None]) -> None:
         self._flush = flush
@@ -33,4 +33,4 @@ class Trail:
         try:
             await asyncio.to_thread(self._flush)
         except Exception:  # it must not end the writing of what follows
-            log.exception("the trail of loadouts could not be written")
+            log.exception("what was counted could not be written")
