@@ -297,7 +297,7 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
         yield gateway
 
 
-async def _written(writer: UsageLedger | Trail, running: "asyncio.Task[None]") -> None:
+async def _written(writer: UsageLedger | Flusher, running: "asyncio.Task[None]") -> None:
     writer.close()
     await running
 
