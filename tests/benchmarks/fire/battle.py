@@ -27,6 +27,8 @@ from tests.benchmarks.growth import Sample
 
 LAST_LOAD_S = 3.0
 """How long the load goes on before SIGTERM, and how much longer it may take to end."""
+TRAIL_S = 20
+"""How long the trail of loadouts may take to be written; nothing tells that it is."""
 ENGINE_STOP_S = 25.0
 """Of the engine, after the gateway has drained."""
 SLACK = {"tasks": 4, "sockets": 20, "descriptors": 24, "threads": 60}
@@ -80,7 +82,7 @@ class Battle:
         self._watch = Watch(site)
         self._idle: list[Sample] = []
         self._stats: dict[str, Any] = {}
-        self._calm_usage: dict[str, Any] = {}
+        self._calm: dict[str, Any] = {}
         self._found: dict[str, Any] = {}
         self._drained_s = 0.0
 
@@ -121,7 +123,11 @@ class Battle:
         self._idle.append(sample)
         if left := busy(self._stats):
             self.book.problem(f"nobody asks, and still: {left}")
-        self._calm_usage = (await asyncio.to_thread(sums.written, self._site))["usage"]
+        for _ in range(TRAIL_S):
+            self._calm = await asyncio.to_thread(sums.written, self._site)
+            if sum(self._calm["loadout_use"].values()) >= sums.admitted(self._stats):
+                break
+            await asyncio.sleep(1)
 
     async def _stop(self) -> None:
         """SIGTERM while there is load: everybody is answered or told, and the process ends."""
@@ -150,7 +156,7 @@ class Battle:
         sums.check_usage(book, self._found)
         sums.check_audit(book, self._found, self._publisher.saved, log)
         sums.check_quotas(book, self._stats, self._plan.seconds / 60)
-        sums.check_charged(book, self._stats, self._calm_usage)
+        sums.check_charged(book, self._stats, self._calm)
         self._check_promised()
         self._check_idle()
         if troubles := _TROUBLE.findall(log):

@@ -49,6 +49,8 @@ class Book:
     """Requests to the engine whose answer, or its beginning, was heard: each is counted once."""
     unheard: Counter[str] = field(default_factory=Counter)
     """Those left, or not taken, before anything was heard: counted once or not at all."""
+    served: Counter[str] = field(default_factory=Counter)
+    """Those of them that were answered with 200, be it to the end or not: a loadout was used."""
     tokens: Counter[str] = field(default_factory=Counter)
     ends: Counter[tuple[str, str, int, str]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -64,6 +66,7 @@ class Book:
             self.relayed[tenant] += 1
         else:
             self.unheard[tenant] += 1
+        self.served[tenant] += ending.end in (End.ANSWERED, End.CUT)
         self.tokens[tenant] += ending.tokens
         self._close(tenant, kind, RELAYED_STATUSES | allowed, ending, seconds)
 
