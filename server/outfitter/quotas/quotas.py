@@ -1,6 +1,7 @@
 """Quotas of one gateway: a request is counted, waits for its turn, and runs with a ticket."""
 
 import asyncio
+import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -77,6 +78,7 @@ class Quotas:
         self._turns: dict[Place, asyncio.Future[None]] = {}
         self._charges: set[asyncio.Task[list[int]]] = set()
         self._numbers: OrderedDict[str, Numbers] = OrderedDict()
+        self._lock = threading.Lock()
 
     @asynccontextmanager
     async def admitted(self, principal: Principal, request: Request) -> AsyncIterator[Ticket]:
@@ -141,9 +143,11 @@ class Quotas:
     def stats(self) -> dict[str, Any]:
         """The numbers of this process; those of at most MAX_LABELS tenants are told apart."""
         places = self._queue.stats()
-        named = [name for name in reversed(self._numbers) if name != OTHER][:MAX_LABELS]
+        with self._lock:
+            known = list(self._numbers.items())
+        named = [name for name, _ in reversed(known) if name != OTHER][:MAX_LABELS]
         tenants: dict[str, dict[str, Any]] = {}
-        for name, numbers in self._numbers.items():
+        for name, numbers in known:
             of = tenants.setdefault(name if name in named else OTHER, _empty())
             running, waiting = places.get(name, (0, 0))
             told = vars(numbers) | {"running": running, "waiting": waiting}
@@ -230,11 +234,12 @@ class Quotas:
                 turn.set_result(None)
 
     def _of(self, tenant: str) -> Numbers:
-        if tenant not in self._numbers:
-            self._forget_oldest()
-            self._numbers[tenant] = Numbers()
-        self._numbers.move_to_end(tenant)
-        return self._numbers[tenant]
+        with self._lock:  # files are published in threads
+            if tenant not in self._numbers:
+                self._forget_oldest()
+                self._numbers[tenant] = Numbers()
+            self._numbers.move_to_end(tenant)
+            return self._numbers[tenant]
 
     def _forget_oldest(self) -> None:
         """Counters must not fall, so what is forgotten goes on as `other`."""
