@@ -18,6 +18,7 @@ DONE, EVENT = b"data: [DONE]", b'data: {"choices":[]}'
 ERROR = b'data: {"error":{"message":"m","type":"t","param":null,"code":"engine_died"}}'
 
 
+@pytest.mark.slow
 def test_under_fire_every_request_has_one_ending_and_the_books_close() -> None:
     """Twenty seconds, with a fixed seed."""
     print(f"seed {SEED}")
