@@ -113,6 +113,20 @@ def test_a_promoted_loadout_is_the_base_until_it_is_demoted(
     assert logprobs(one_by_one(promoting)) == before
 
 
+async def _until_running(gateway: Gateway, number: int) -> None:
+    """Until the engine decodes so many requests."""
+    async with asyncio.timeout(60):
+        while await asyncio.to_thread(_num_running, gateway) < number:
+            await asyncio.sleep(0.01)
+
+
+def _num_running(gateway: Gateway) -> float:
+    with urllib.request.urlopen(f"{gateway.url}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    found = [line for line in lines if line.startswith("vllm:num_requests_running{")]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
+
 def test_requests_wait_and_none_fails(
     promoting: Gateway, oracle: Oracle, mixes: dict[str, Mix]
 ) -> None:
@@ -125,8 +139,8 @@ def test_requests_wait_and_none_fails(
                 work = complete(client, promoting.model, prompt, mix, tokens)
                 return asyncio.create_task(work)
 
-            running = [start(PROMPTS[0], None, 96), start(PROMPTS[1], {"sparse": 1.0}, 96)]
-            await asyncio.sleep(0.5)
+            running = [start(PROMPTS[0], None, 256), start(PROMPTS[1], {"sparse": 1.0}, 256)]
+            await _until_running(promoting, 2)
             body = {"task_vectors": WEIGHTS}
             promotion = asyncio.create_task(asyncio.to_thread(ask, promoting, "POST", body))
             while not (await asyncio.to_thread(ask, promoting, "GET"))["is_changing"]:

@@ -103,15 +103,17 @@ class Admission:
         self._num_loads = self._num_evictions = 0
 
     @contextlib.asynccontextmanager
-    async def admit(self, loadout: Loadout) -> AsyncIterator[None]:
+    async def admit(self, loadout: Loadout, *, is_promoted: bool = False) -> AsyncIterator[None]:
         """Hold the loadout's vectors, all of them ready, while the context is open.
 
-        They count for the tenant in `ASKING`.
+        They count for the tenant in `ASKING`, and for none if they are promoted: those take room
+        from all alike.
 
         Raises VectorNotFound, TierUnavailable, BaseMismatch, InvalidFile, PoolTooSmall, PoolBusy,
         VectorLoadFailed, EngineUnavailable.
         """
-        held = await self._reserve(await self._needs(loadout.digests), ASKING.get())
+        tenant = None if is_promoted else ASKING.get()
+        held = await self._reserve(await self._needs(loadout.digests), tenant)
         try:
             await self._make_ready(held)
             yield
@@ -202,7 +204,7 @@ class Admission:
             raise
         return nbytes
 
-    async def _reserve(self, needs: Mapping[str, int], tenant: Tenant) -> Held:
+    async def _reserve(self, needs: Mapping[str, int], tenant: Tenant | None) -> Held:
         if self._may_pass(needs) and (held := self._try_reserve(needs, tenant)):
             return held
         loop = asyncio.get_running_loop()

@@ -108,12 +108,14 @@ class Ledger:
         if reservation.tag is not None:
             self._shares.end(reservation.tag)
 
-    def is_running(self, tenant: Tenant) -> bool:
+    def is_running(self, tenant: Tenant | None) -> bool:
         """Whether a request of the tenant holds vectors."""
-        return self._shares.is_running(tenant.tag)
+        return tenant is not None and self._shares.is_running(tenant.tag)
 
-    def exceeds_share(self, needs: Mapping[str, int], tenant: Tenant) -> bool:
+    def exceeds_share(self, needs: Mapping[str, int], tenant: Tenant | None) -> bool:
         """Whether what is in use of the tenant's, and `needs`, are more than its share."""
+        if tenant is None:
+            return False
         self._shares.ask(tenant)
         if not self._shares.is_shared:
             return False

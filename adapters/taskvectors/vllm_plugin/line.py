@@ -4,21 +4,26 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from taskvectors.errors import PoolBusy
-from taskvectors.vllm_plugin.tenant import Tenant
+from taskvectors.vllm_plugin.tenant import UNTAGGED, Tenant
 
 
 @dataclass(frozen=True, eq=False)
 class Waiter:
-    """A request that waits for room: `held` is set when it gets it."""
+    """A request that waits for room: `held` is set when it gets it. tenant: None is nobody's."""
 
     needs: Mapping[str, int]
     since: float
     held: "asyncio.Future[Any]"
-    tenant: Tenant = field(default_factory=Tenant)
+    tenant: Tenant | None = UNTAGGED
+
+    @property
+    def tag(self) -> str:
+        """In whose line it waits."""
+        return UNTAGGED.tag if self.tenant is None else self.tenant.tag
 
 
 class Line:
@@ -53,7 +58,7 @@ class Line:
 
     def first_since(self, turn: Waiter) -> float:
         """When the first of a tenant became that."""
-        return self._first_since[turn.tenant.tag]
+        return self._first_since[turn.tag]
 
     def num_waiting(self, tag: str) -> int:
         """How many of one tenant wait."""
@@ -64,33 +69,33 @@ class Line:
         tenant with most. Raises PoolBusy.
         """
         pushed = self._make_room(turn) if self._size >= self._most else None
-        waiting = self._tenants.setdefault(turn.tenant.tag, deque())
+        waiting = self._tenants.setdefault(turn.tag, deque())
         if not waiting:
-            self._first_since[turn.tenant.tag] = self._clock()
+            self._first_since[turn.tag] = self._clock()
         waiting.append(turn)
         self._size += 1
         return pushed
 
     def leave(self, turn: Waiter) -> None:
         """Whoever it was need not wait any more; no matter if it did not."""
-        waiting = self._tenants.get(turn.tenant.tag)
+        waiting = self._tenants.get(turn.tag)
         if waiting is not None and turn in waiting:
             if turn is waiting[0]:
-                self._first_since[turn.tenant.tag] = self._clock()
+                self._first_since[turn.tag] = self._clock()
             waiting.remove(turn)
             self._size -= 1
             if not waiting:
-                del self._tenants[turn.tenant.tag], self._first_since[turn.tenant.tag]
+                del self._tenants[turn.tag], self._first_since[turn.tag]
 
     def served(self, turn: Waiter) -> None:
         """Its tenant has had its turn, and is the last now."""
         self.leave(turn)
-        if turn.tenant.tag in self._tenants:
-            self._tenants.move_to_end(turn.tenant.tag)
+        if turn.tag in self._tenants:
+            self._tenants.move_to_end(turn.tag)
 
     def _make_room(self, turn: Waiter) -> Waiter:
         longest = max(self._tenants.values(), key=len, default=deque())
-        if len(longest) <= self.num_waiting(turn.tenant.tag) + 1:
+        if len(longest) <= self.num_waiting(turn.tag) + 1:
             raise PoolBusy(f"{self._size} requests wait for room in the pool; try again")
         newest = longest[-1]
         self.leave(newest)

@@ -28,6 +28,16 @@ class Admits(Protocol):
         ...
 
 
+class AdmitsPromoted(Protocol):
+    """What holds those of a loadout that is promoted, too."""
+
+    def admit(
+        self, loadout: Loadout, *, is_promoted: bool = False
+    ) -> AbstractAsyncContextManager[None]:
+        """As `Admits`; what is promoted counts for no tenant."""
+        ...
+
+
 class Worker(Protocol):
     """The worker's weights; a failure of the worker's is told as `error` and `message`."""
 
@@ -108,7 +118,7 @@ class Promoter:
     def __init__(
         self,
         worker: Worker,
-        admission: Admits,
+        admission: AdmitsPromoted,
         gate: Gate,
         compose: Callable[[Loadout], Awaitable[Loadout]],
         pause: Callable[[], AbstractAsyncContextManager[None]],
@@ -158,7 +168,7 @@ class Promoter:
                 return state
             async with AsyncExitStack() as stack:
                 served = loadout if loadout.is_linear else await self._compose(loadout)
-                await stack.enter_async_context(self._admission.admit(served))
+                await stack.enter_async_context(self._admission.admit(served, is_promoted=True))
                 try:
                     async with self._standstill():
                         state = await _asked(

@@ -104,6 +104,17 @@ async def _use(admission: Admission, loadout: Loadout, seconds: float = 0.0) -> 
         await asyncio.sleep(seconds)
 
 
+async def _until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not is_so():
+            await asyncio.sleep(0.001)
+
+
+def _num_users(admission: Admission, digest: str) -> int:
+    entry = admission._ledger.entry(digest)
+    return 0 if entry is None else entry.users
+
+
 def test_a_thousand_requests_for_a_cold_vector_load_it_once(
     tmp_path: Path, digests: list[str]
 ) -> None:
@@ -179,8 +190,11 @@ def test_a_failed_load_reaches_every_waiter_and_can_be_tried_again(
     async def run() -> None:
         states = {digests[0]: "failed: disk on fire"}
         worker = FakeWorker(states)
+        worker.hold = True
         admission = _admission(tmp_path, worker)
-        jobs = [_use(admission, _mix(digests[0])) for _ in range(3)]
+        jobs = [asyncio.create_task(_use(admission, _mix(digests[0]))) for _ in range(3)]
+        await _until(lambda: _num_users(admission, digests[0]) == 3)
+        worker.hold = False
         for outcome in await asyncio.gather(*jobs, return_exceptions=True):
             assert isinstance(outcome, VectorLoadFailed)
             assert "disk on fire" in str(outcome)
@@ -215,7 +229,7 @@ def test_a_client_that_leaves_while_its_vector_loads_frees_the_room(
         worker.hold = True
         admission = _admission(tmp_path, worker)
         gone = asyncio.create_task(_use(admission, _mix(digests[0], digests[1])))
-        await asyncio.sleep(0.02)
+        await _until(lambda: len(worker.loads) == 2)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
         worker.hold = False

@@ -175,6 +175,30 @@ def test_room_is_given_in_turn_by_tenant(run: Callable) -> None:
     run(test, pool_bytes=2 * NBYTES)
 
 
+def test_what_is_promoted_counts_for_no_tenant(run: Callable) -> None:
+    """It takes room from all alike, and once it is let go of, the only tenant has all the room."""
+
+    async def test(world: World) -> None:
+        loadout = Loadout.build([LoadoutItem(world.digests[0], 1.0)])
+        await world.ask(A, 0, 1)
+        async with world.admission.admit(loadout, is_promoted=True):
+            assert await world.ask(A, 2, 3, 4, 5, 6) < 0.5
+            assert world.admission.tenants().keys() == {"a"}
+        assert await world.ask(A, 7, 8, 9, 10, 11, 12) < 0.5
+        async with world.held(A, 1, 2, 3, 4, 5, 6):
+            promotion = asyncio.create_task(_promote(world.admission, loadout))
+            await world.settle()
+            assert not promotion.done(), "it waits for room like everybody"
+        await promotion
+
+    run(test)
+
+
+async def _promote(admission: Admission, loadout: Loadout) -> None:
+    async with admission.admit(loadout, is_promoted=True):
+        pass
+
+
 def test_everybody_is_served_in_the_end(run: Callable) -> None:
     """Also a loadout larger than its share while others never pause: patience takes the room."""
 

@@ -29,6 +29,7 @@ class World:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.held: list[str] = []
+        self.counts_for_nobody: list[bool] = []
         self.promoted: str | None = None
         self.fault: Mapping[str, str] | Exception | None = None
         self.is_paused = False
@@ -59,7 +60,8 @@ class World:
         return {"loadout": self.promoted, **({"sha256_weights": "y"} if checksum else {})}
 
     @contextlib.asynccontextmanager
-    async def admit(self, loadout: Loadout) -> AsyncIterator[None]:
+    async def admit(self, loadout: Loadout, *, is_promoted: bool = False) -> AsyncIterator[None]:
+        self.counts_for_nobody.append(is_promoted)
         if self.slow_admission is not None:
             await self.slow_admission.wait()
         [digest] = loadout.digests
@@ -95,6 +97,7 @@ def test_the_vectors_are_held_until_another_takes_their_place() -> None:
         state = await world.promoter.promote(FIRST)
         assert state["loadout"] == FIRST.canonical
         assert world.held == ["a"]
+        assert world.counts_for_nobody == [True]
         await world.promoter.promote(SECOND)
         assert world.held == ["b"]
         assert (await world.promoter.demote())["sha256_restored"] == "x"
@@ -259,7 +262,7 @@ def test_no_room_in_the_pool_is_told_before_the_engine_is_paused() -> None:
         world = World()
 
         @contextlib.asynccontextmanager
-        async def busy(_loadout: Loadout) -> AsyncIterator[None]:
+        async def busy(_loadout: Loadout, *, is_promoted: bool) -> AsyncIterator[None]:
             raise PoolBusy("full")
             yield
 
