@@ -116,7 +116,9 @@ def test_a_promoted_loadout_is_the_base_until_it_is_demoted(
 async def _until_running(gateway: Gateway, number: int) -> None:
     """Until the engine decodes so many requests."""
     async with asyncio.timeout(60):
-        while await asyncio.to_thread(_num_running, gateway) < number:
+        while True:
+            if await asyncio.to_thread(_num_running, gateway) >= number:
+                return
             await asyncio.sleep(0.01)
 
 

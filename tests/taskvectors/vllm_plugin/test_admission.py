@@ -106,7 +106,9 @@ async def _use(admission: Admission, loadout: Loadout, seconds: float = 0.0) -> 
 
 async def _until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
-        while not is_so():
+        while True:
+            if is_so():
+                return
             await asyncio.sleep(0.001)
 
 
