@@ -1,0 +1,1 @@
+"""Experiments: what they are, who gets which variant, and what is decided. Pure."""
