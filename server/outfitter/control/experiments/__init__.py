@@ -1,1 +1,1 @@
-"""Experiments: what they are, who gets which variant, and what is decided. Pure."""
+"""What experiments decide: who gets which variant, and what follows from what was seen. Pure."""
