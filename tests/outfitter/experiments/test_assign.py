@@ -11,7 +11,6 @@ from outfitter.control.experiments.allotment import deal
 from outfitter.control.experiments.assign import (
     MAX_UNIT,
     Assignment,
-    Part,
     Reason,
     Split,
     assign,
