@@ -15,7 +15,7 @@ POISON = "a" * 60 + "!"
 
 def grader(kind: str, rule: object, **more: object) -> Grader:
     name = {"regex": "pattern", "json_schema": "schema", "exact": "expected"}[kind]
-    return Grader.parse({"name": "g", "kind": kind, name: rule, **more})
+    return Grader.of({"name": "g", "kind": kind, name: rule, **more})
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_grade_says_whether_an_answer_is_right(
     """1 or 0."""
     one = grader(kind, rule)
     assert (one.grade(right), one.grade(wrong)) == (1.0, 0.0)
-    assert Grader.parse(one.to_json()) == one
+    assert Grader.of(one.to_json()) == one
 
 
 @pytest.mark.parametrize(
@@ -117,33 +117,34 @@ def test_a_long_answer_and_a_deep_one_are_no_trouble() -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "said"),
     [
-        ([], "graders", "object"),
-        ({"name": "g"}, "graders.kind", "regex, json_schema, exact"),
-        ({"name": "g", "kind": "llm"}, "graders.kind", "'llm'"),
-        ({"name": "g", "kind": "regex"}, "graders.pattern", "needs pattern"),
-        ({"name": "", "kind": "regex", "pattern": "a"}, "graders.name", "1 to 64"),
-        ({"name": "g", "kind": "regex", "pattern": "("}, "graders.pattern", "regular expression"),
-        ({"name": "g", "kind": "regex", "pattern": 3}, "graders.pattern", "'3'"),
-        ({"name": "g", "kind": "regex", "pattern": "a" * 2001}, "graders.pattern", "2000"),
-        ({"name": "g", "kind": "exact", "expected": 3}, "graders.expected", "'3'"),
-        ({"name": "g", "kind": "exact", "expected": "a", "schema": 1}, "graders.schema", "unknown"),
-        ({"name": "g", "kind": "exact", "expected": "a", "sample": 2}, "graders.sample", "0 to 1"),
-        ({"name": "g", "kind": "json_schema", "schema": 3}, "graders.schema", "object"),
-        ({"name": "g", "kind": "json_schema", "schema": {"type": "x"}}, "graders.schema", "type"),
-        ({"name": "g", "kind": "json_schema", "schema": {"pattern": "("}}, "graders.schema", "("),
+        ([], "grader", "object"),
+        ({"name": "g"}, "grader.kind", "required"),
+        ({"name": "g", "kind": "llm"}, "grader.kind", "regex, json_schema, exact, not 'llm'"),
+        ({"name": "g", "kind": "regex"}, "grader.pattern", "required"),
+        ({"name": "", "kind": "regex", "pattern": "a"}, "grader.name", "1 to 64"),
+        ({"name": "g", "kind": "regex", "pattern": "("}, "grader.pattern", "regular expression"),
+        ({"name": "g", "kind": "regex", "pattern": 3}, "grader.pattern", "not 3"),
+        ({"name": "g", "kind": "regex", "pattern": "a" * 2001}, "grader.pattern", "2000"),
+        ({"name": "g", "kind": "exact", "expected": 3}, "grader.expected", "not 3"),
+        ({"name": "g", "kind": "exact", "expected": "a", "schema": 1}, "grader.schema", "absent"),
+        ({"name": "g", "kind": "exact", "expected": "a", "more": 1}, "grader.more", "choose"),
+        ({"name": "g", "kind": "exact", "expected": "a", "sample": 2}, "grader.sample", "0 to 1"),
+        ({"name": "g", "kind": "json_schema", "schema": 3}, "grader.schema", "JSON schema"),
+        ({"name": "g", "kind": "json_schema", "schema": {"type": "x"}}, "grader.schema", "type"),
+        ({"name": "g", "kind": "json_schema", "schema": {"pattern": "("}}, "grader.schema", "("),
         (
             {"name": "g", "kind": "json_schema", "schema": {"$ref": "http://127.0.0.1/x"}},
-            "graders.schema",
+            "grader.schema",
             "#/$defs/x",
         ),
         (
             {"name": "g", "kind": "json_schema", "schema": {"$schema": "http://x/y"}},
-            "graders.schema",
+            "grader.schema",
             "2020-12",
         ),
         (
             {"name": "g", "kind": "json_schema", "schema": {"items": {"$schema": "http://x"}}},
-            "graders.schema",
+            "grader.schema",
             "top",
         ),
         (
@@ -152,7 +153,7 @@ def test_a_long_answer_and_a_deep_one_are_no_trouble() -> None:
                 "kind": "json_schema",
                 "schema": {"unevaluatedProperties": False, "patternProperties": {"a": {}}},
             },
-            "graders.schema",
+            "grader.schema",
             "additionalProperties",
         ),
     ],
@@ -160,7 +161,7 @@ def test_a_long_answer_and_a_deep_one_are_no_trouble() -> None:
 def test_a_grader_that_cannot_be_is_refused(fields: object, param: str, said: str) -> None:
     """With what was wrong, and what would be right."""
     with pytest.raises(ApiError) as caught:
-        Grader.parse(fields)
+        Grader.of(fields)
     assert caught.value.status == 400
     assert caught.value.param == param
     assert said in caught.value.message

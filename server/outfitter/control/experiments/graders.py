@@ -19,11 +19,13 @@ from jsonschema import FormatChecker, validators
 from jsonschema.exceptions import SchemaError
 from referencing.jsonschema import EMPTY_REGISTRY
 
-from outfitter.errors import ApiError
+from outfitter.control.experiments.reading import Fields, wrong
+from outfitter.errors import ApiError, shorten
 
 REGEX, JSON_SCHEMA, EXACT = KINDS = ("regex", "json_schema", "exact")
 _RULES = {REGEX: "pattern", JSON_SCHEMA: "schema", EXACT: "expected"}
 """The field of each kind that says what is right."""
+FIELDS = ("name", "kind", "sample", *_RULES.values())
 
 TIME_S = 0.1
 """Of one grade, seconds."""
@@ -33,7 +35,6 @@ MAX_PATTERN = 2_000
 MAX_SCHEMA = 64 * 2**10
 """Of a schema as JSON, in bytes; an expected text may be as long."""
 MAX_DEPTH = 32
-_MAX_NAME = 64
 _FORMATS = FormatChecker(formats=())
 
 
@@ -56,30 +57,27 @@ class Grader:
     _check: Callable[[str], bool] = field(repr=False, compare=False, default=lambda _: False)
 
     @classmethod
-    def parse(cls, fields: object, param: str = "graders") -> "Grader":
-        """As in a definition: `{"name": "is_json", "kind": "regex", "pattern": "…"}`.
+    def parse(cls, fields: Fields) -> "Grader":
+        """One of `graders`, whose fields are FIELDS. Raises ApiError (400)."""
+        name, kind = fields.name("name"), fields.choice("kind", KINDS)
+        for other, label in _RULES.items():
+            if other != kind and label in fields:
+                raise fields.wrong(label, f"absent where kind is {kind}")
+        label = _RULES[kind]
+        if label not in fields.given:
+            message = f"{fields.path(label)} is required where kind is {kind}"
+            raise ApiError(400, message, "invalid_parameter", fields.path(label))
+        rule = fields.given[label]
+        check = _CHECKS[kind](rule, fields.path(label))
+        return cls(name, kind, rule, fields.number("sample", 0, 1, 1.0), check)
 
-        param: what errors call it. Raises ApiError (400).
+    @classmethod
+    def of(cls, given: object, where: str = "grader") -> "Grader":
+        """From JSON: `{"name": "is_json", "kind": "regex", "pattern": "…"}`.
+
+        where: what errors call it. Raises ApiError (400).
         """
-        if not isinstance(fields, Mapping):
-            raise _wrong(f"{param} must be an object, not {json.dumps(fields)[:80]}", param)
-        kind = _one_of(fields, "kind", KINDS, param)
-        known = ("name", "kind", "sample", rule := _RULES[kind])
-        if unknown := sorted(map(str, set(fields) - set(known))):
-            message = f"unknown field {unknown[0][:80]!r}; a {kind} grader has {', '.join(known)}"
-            raise _wrong(message, f"{param}.{unknown[0][:80]}")
-        if rule not in fields:
-            raise _wrong(f"a {kind} grader needs {rule}", f"{param}.{rule}")
-        name, sample = fields.get("name"), fields.get("sample", 1.0)
-        if not isinstance(name, str) or not 1 <= len(name) <= _MAX_NAME:
-            message = f"name must be a text of 1 to {_MAX_NAME} characters, not {str(name)[:80]!r}"
-            raise _wrong(message, f"{param}.name")
-        is_number = isinstance(sample, int | float) and not isinstance(sample, bool)
-        if not is_number or not 0 <= sample <= 1:
-            message = f"sample must be a number from 0 to 1, not {str(sample)[:80]!r}"
-            raise _wrong(message, f"{param}.sample")
-        check = _CHECKS[kind](fields[rule], f"{param}.{rule}")
-        return cls(name, kind, fields[rule], float(sample), check)
+        return cls.parse(Fields(given, where, FIELDS))
 
     def to_json(self) -> dict[str, object]:
         """What `parse` reads."""
@@ -104,34 +102,19 @@ class Grader:
             raise NotGraded(f"grader {self.name!r} fails: {str(error)[:200]}") from error
 
 
-def _wrong(message: str, param: str) -> ApiError:
-    return ApiError(400, message, "invalid_parameter", param)
-
-
-def _one_of(fields: Mapping[str, object], name: str, choices: tuple[str, ...], param: str) -> str:
-    value = fields.get(name)
-    if value not in choices:
-        message = f"{name} must be one of {', '.join(choices)}, not {str(value)[:80]!r}"
-        raise _wrong(message, f"{param}.{name}")
-    return str(value)
-
-
 def _regex(pattern: object, param: str) -> Callable[[str], bool]:
     if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN:
-        message = f"pattern must be a text of up to {MAX_PATTERN} characters"
-        raise _wrong(f"{message}, not {str(pattern)[:80]!r}", param)
+        raise wrong(param, pattern, f"a regular expression of up to {MAX_PATTERN} characters")
     try:
         compiled = regex.compile(pattern)
     except (regex.error, RecursionError, OverflowError, MemoryError) as error:
-        message = f"pattern {pattern[:80]!r} is no regular expression: {error}"
-        raise _wrong(message, param) from error
+        raise wrong(param, pattern, f"a regular expression ({error})") from error
     return lambda text: compiled.search(text, timeout=TIME_S) is not None
 
 
 def _exact(expected: object, param: str) -> Callable[[str], bool]:
     if not isinstance(expected, str) or len(expected) > MAX_SCHEMA:
-        message = f"expected must be a text of up to {MAX_SCHEMA} characters"
-        raise _wrong(f"{message}, not {str(expected)[:80]!r}", param)
+        raise wrong(param, expected, f"a text of up to {MAX_SCHEMA} characters")
     trimmed = expected.strip()
     return lambda text: text.strip() == trimmed
 
@@ -144,14 +127,14 @@ def _json_schema(schema: object, param: str) -> Callable[[str], bool]:
         asked = schema.get("$schema") if isinstance(schema, Mapping) else None
         if asked is not None:
             known = "https://json-schema.org/draft/2020-12/schema"
-            raise _wrong(f"$schema {str(asked)[:200]!r} is not known; use {known}", param)
+            raise wrong(f"{param}.$schema", asked, f"a known draft, such as {known}", param)
         found = jsonschema.Draft202012Validator
     try:
         found.check_schema(schema, format_checker=_FORMATS)
     except SchemaError as error:
         where = "/".join(map(str, error.absolute_path))
-        message = f"schema is no JSON schema: {where or 'it'}: {error.message[:200]}"
-        raise _wrong(message, param) from error
+        message = f"{param} is no JSON schema: {where}: {error.message}"
+        raise ApiError(400, shorten(message), "invalid_parameter", param) from error
     bounded = validators.extend(found, _bounded(found.VALIDATORS))
     own = (
         {k: v for k, v in schema.items() if k != "$schema"} if isinstance(schema, dict) else schema
@@ -251,12 +234,12 @@ def _no_constant(name: str) -> object:
 
 def _check_size(schema: object, param: str) -> None:
     if not isinstance(schema, Mapping | bool):
-        raise _wrong(f"schema must be an object, not {json.dumps(schema)[:80]}", param)
+        raise wrong(param, schema, "a JSON schema, such as {}")
     if _depth(schema) > MAX_DEPTH:
-        raise _wrong(f"schema is deeper than {MAX_DEPTH}", param)
+        raise wrong(param, f"a deeper one: {json.dumps(schema)}", f"at most {MAX_DEPTH} deep")
     size = len(json.dumps(schema))
     if size > MAX_SCHEMA:
-        raise _wrong(f"schema has {size} bytes; at most {MAX_SCHEMA} are read", param)
+        raise wrong(param, size, f"of at most {MAX_SCHEMA} bytes")
 
 
 def _depth(value: object, above: int = 0) -> int:
@@ -270,15 +253,15 @@ def _check_words(schema: object, param: str) -> None:
     words = list(_words(schema))
     nested = [word for part in _parts(schema) for word in _words(part)]
     if any(name == "$schema" and isinstance(value, str) for name, value in nested):
-        raise _wrong("$schema may only stand at the top of a schema", param)
+        raise wrong(param, "$schema within", "a schema with $schema at its top only")
     for name, value in words:
         if name in _REFERENCES and isinstance(value, str) and not value.startswith("#"):
-            message = f"{name} may only name a part of this schema, such as #/$defs/x"
-            raise _wrong(f"{message}, not {value[:80]!r}", param)
+            right = "a reference to a part of this schema, such as #/$defs/x"
+            raise wrong(f"{param}: {name}", value, right, param)
     names = {name for name, _ in words}
     if {"unevaluatedProperties", "patternProperties"} <= names:
-        message = "unevaluatedProperties and patternProperties exclude each other"
-        raise _wrong(f"{message}; use additionalProperties", param)
+        right = "one without: use additionalProperties"
+        raise wrong(param, "unevaluatedProperties beside patternProperties", right)
 
 
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
