@@ -147,4 +147,3 @@ class Book:
         detail = {"figures": dict(figures)} if figures else {}
         action = f"experiment.{experiment.made.action}"
         audit.record(session, by.principal, action, experiment.id, by.request_id, detail)
-

@@ -33,8 +33,6 @@ MAX_TEXT = 2**20
 """Characters of a definition, and of figures, as JSON."""
 _QUESTION = "experiments"
 
-_Pair = tuple[ExperimentRow, ExperimentVersionRow]
-
 
 def create(session: Session, experiment: Experiment) -> Experiment:
     """Write down the first version. Raises CatalogConflict for a name that is taken."""
@@ -183,13 +181,13 @@ def _need(session: Session, key: str, digests: Sequence[str]) -> None:
     drop_tombstones(session, sorted({*before} - {*digests}))
 
 
-def _pairs() -> Select[_Pair]:
+def _pairs() -> Select[ExperimentRow, ExperimentVersionRow]:
     return select(ExperimentRow, ExperimentVersionRow).join(
         ExperimentVersionRow, ExperimentVersionRow.key == ExperimentRow.key
     )
 
 
-def _latest() -> Select[_Pair]:
+def _latest() -> Select[ExperimentRow, ExperimentVersionRow]:
     return _pairs().where(ExperimentVersionRow.number == ExperimentRow.number)
 
 
@@ -213,4 +211,3 @@ def _text(value: object, what: str) -> str:
         raise InvalidDetails(f"{what} of the experiment are not JSON: {error}") from error
     check_text(text, what, MAX_TEXT)
     return text
-

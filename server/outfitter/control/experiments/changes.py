@@ -49,21 +49,18 @@ def _check_changes(experiment: Experiment, new: Definition) -> None:
             raise _too_late(name, status)
     mixes, new_mixes = _mixes(old), _mixes(new)
     if mixes != new_mixes:
-        where = next(
-            key for key in {**mixes, **new_mixes} if mixes.get(key) != new_mixes.get(key)
-        )
+        where = next(key for key in {**mixes, **new_mixes} if mixes.get(key) != new_mixes.get(key))
         raise _too_late(f"the variant {where[:MAX_NAME]!r}", status, "variants")
     if old.primary is not None:
-        for name in (old.primary, old.measured[old.primary].denominator):
-            if name is not None and old.measured[name] != new.measured.get(name):
-                raise _too_late(f"the metric {name!r}", status, "metrics")
+        parts = (old.primary, old.measured[old.primary].denominator)
+        for part in filter(None, parts):
+            if old.measured[part] != new.measured.get(part):
+                raise _too_late(f"the metric {part!r}", status, "metrics")
 
 
 def _mixes(definition: Definition) -> dict[str, Any]:
     """What each variant is, and whether it serves; how often is another matter."""
-    return {
-        one.key: (one.model, one.task_vectors, one.is_shadow) for one in definition.variants
-    }
+    return {one.key: (one.model, one.task_vectors, one.is_shadow) for one in definition.variants}
 
 
 def _too_late(what: str, status: Status, param: str | None = None) -> ApiError:
