@@ -43,7 +43,7 @@ class Variants:
         return pin
 
     def saved_model(self, pin: Pin) -> str | None:
-        """The saved loadout that it is, with its version; None for the base, and for other mixes."""
+        """The saved loadout that it is, with its version; None for the base and other mixes."""
         return None if pin.model in self.served_names else pin.model
 
     def _resolved(self, variant: Variant, own: Vectors, base: Base) -> tuple[str | None, Plan]:

@@ -1,4 +1,4 @@
-"""The copies of a request that shadow variants get once it is answered; nobody sees what they say."""
+"""The copies of a request that shadow variants get once it is answered; they answer to nobody."""
 
 import asyncio
 import random
@@ -38,7 +38,8 @@ class Mirror:
         if outcome.status != 200:
             return
         shares = self.choice.shadows
-        for key in mirrored(shares, [random.random() for _ in shares]):
+        draws = [random.random() for _ in shares]  # noqa: S311
+        for key in mirrored(shares, draws):
             send = partial(self._send, outcome, key)
             self.gateway.shadows.offer(Copy(send, self.nbytes))
 

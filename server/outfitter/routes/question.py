@@ -54,9 +54,7 @@ class Question:
         if route.target in _USAGE_PATHS:
             fields, hides_usage = with_usage(fields)
         if route.is_tokens or loadout.is_base:
-            return EngineRequest(
-                route.target, _body(fields, self.base), self.headers, hides_usage
-            )
+            return EngineRequest(route.target, _body(fields, self.base), self.headers, hides_usage)
         own = {LOADOUT_HEADER: loadout.canonical, **self.with_loadout}
         body = _body(fields, loadout.engine_name)
         return EngineRequest(route.target, body, {**self.headers, **own}, hides_usage)
