@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from outfitter.control.experiments import graders as grading
+from outfitter.control.experiments.graders import Grader
 from outfitter.control.experiments.measures import (
-    GRADERS,
     METRICS,
-    Grader,
     Guardrail,
     Metric,
     built_in,
@@ -73,7 +73,7 @@ class Definition:
         control = fields.name("control", variants[0].key if variants else "control")
         check_variants(variants, control)
         metrics = tuple(map(Metric.parse, fields.each("metrics", METRICS, MAX_METRICS)))
-        graders = tuple(map(Grader.parse, fields.each("graders", GRADERS, MAX_GRADERS)))
+        graders = tuple(map(Grader.parse, fields.each("graders", grading.FIELDS, MAX_GRADERS)))
         guardrails = fields.each("guardrails", Guardrail.FIELDS, MAX_METRICS)
         ramp = tuple(map(RampStep.parse, fields.each("ramp", RampStep.FIELDS, MAX_STEPS)))
         check_ramp(ramp)

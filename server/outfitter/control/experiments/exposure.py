@@ -1,6 +1,8 @@
 """That a request was served by a variant of an experiment. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from outfitter.control.experiments.graders import Grader
 
 
 @dataclass(frozen=True)
@@ -12,7 +14,7 @@ class Exposure:
     anything about the experiment; not so outside of coverage, layer or beyond a holdout, without a
     unit, where the variant was forced, or where the experiment does not run. is_shadow: whether it
     is a mirrored request, whose answer nobody gets; it is recorded, and `is_counted` is as of the
-    request that it mirrors.
+    request that it mirrors. graders: those of the definition, which judge its answer.
     """
 
     experiment: str
@@ -21,6 +23,7 @@ class Exposure:
     unit: str | None
     is_counted: bool
     is_shadow: bool = False
+    graders: tuple[Grader, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def label(self) -> str:

@@ -1,10 +1,10 @@
 """The parts of a definition that say what is measured. Pure."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from outfitter.control.experiments.graders import Grader
 from outfitter.control.experiments.reading import Fields, check_unique, wrong
 
 FEEDBACK, GRADER = "feedback", "grader"
@@ -26,9 +26,6 @@ BUILT_IN: Mapping[str, tuple[str, str]] = {
 """What is known of every request by itself: its kind, and the better direction."""
 SOURCES = (FEEDBACK, GRADER, *BUILT_IN)
 METRICS = (*("name", "source", "kind", "direction", "denominator", "min_effect", "covariate"),)
-GRADER_KINDS = {"regex": "pattern", "json_schema": "schema", "exact": "expected"}
-GRADERS = ("name", "kind", "sample", *GRADER_KINDS.values())
-MAX_PATTERN = 1000
 
 
 @dataclass(frozen=True)
@@ -107,42 +104,6 @@ class Guardrail:
         return {"metric": self.metric, "margin": self.margin}
 
 
-@dataclass(frozen=True)
-class Grader:
-    """A judgement of answers in code. value: the pattern, the JSON schema, or the exact answer.
-
-    sample: the share of requests that it judges.
-    """
-
-    name: str
-    kind: str
-    value: Any
-    sample: float = 1.0
-
-    @classmethod
-    def parse(cls, fields: Fields) -> Self:
-        """One of `graders`."""
-        name, kind = fields.name("name"), fields.choice("kind", tuple(GRADER_KINDS))
-        for other, label in GRADER_KINDS.items():
-            if other != kind and label in fields:
-                raise fields.wrong(label, f"absent where kind is {kind}")
-        label = GRADER_KINDS[kind]
-        value: Any = fields.given.get(label)
-        if kind == "json_schema":
-            if not isinstance(value, Mapping):
-                raise fields.wrong(label, "a JSON schema, such as {}")
-        else:
-            value = fields.text(label, most=MAX_PATTERN)
-        if kind == "regex":
-            _check_pattern(fields, value)
-        return cls(name, kind, value, fields.number("sample", 0, 1, 1.0))
-
-    def to_json(self) -> dict[str, Any]:
-        """What `parse` reads."""
-        own = {"name": self.name, "kind": self.kind, GRADER_KINDS[self.kind]: self.value}
-        return {**own, "sample": self.sample}
-
-
 def check_metrics(
     metrics: Sequence[Metric],
     graders: Sequence[Grader],
@@ -173,10 +134,3 @@ def check_metrics(
             is_ratio = other in own and own[other].kind == RATIO
             if other not in known or is_ratio or (label == "denominator" and other == metric.name):
                 raise wrong(f"{where}.{label}", other, f"{right}, and none that is a ratio")
-
-
-def _check_pattern(fields: Fields, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise fields.wrong("pattern", f"a regular expression ({error})") from error
