@@ -20,7 +20,7 @@ TUNING_UNITS = 5_000
 
 It has to be fixed before anything is seen. GrowthBook's default as well, so that its analysis of
 the same data has the same interval. What is lost elsewhere is little: against an interval tuned to
-the very n, the very n, it is 2 % wider at 2,500 or 12,500 units, 11 % at 1,000, 7 % at 50,000, 17 % at
+the very n, it is 2 % wider at 2,500 or 12,500 units, 11 % at 1,000, 7 % at 50,000, 17 % at 500,000.
 """
 MIN_UNITS = 100
 """Per variant. Before, nothing asymptotic is said: the paper's bound begins at a first peek, whose
