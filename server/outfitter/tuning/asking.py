@@ -168,4 +168,3 @@ def retry_after(header: str | None) -> float:
         except (ValueError, TypeError):
             return 1.0
     return min(max(seconds, 0.05), MAX_RETRY_AFTER_S) if seconds == seconds else 1.0
-

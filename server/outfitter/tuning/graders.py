@@ -15,9 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jsonschema
-
 from outfitter.config import InvalidConfig
+from outfitter.control.experiments.graders import Grader as Rule
 from outfitter.tuning.prompts import Prompt
 
 DEFAULT_FUNCTION = "grade"
@@ -107,8 +106,8 @@ def contains(expected: Any, answer: str) -> bool:
 
 
 def matches(expected: Any, answer: str) -> bool:
-    """The regular expression is found in the answer (Python's syntax)."""
-    return _compiled(str(expected)).search(answer) is not None
+    """The regular expression is found in the answer, as by graders of experiments."""
+    return bool(_rule("regex", "pattern", json.dumps(expected)).grade(answer))
 
 
 def is_number(expected: Any, answer: str) -> bool:
@@ -119,15 +118,9 @@ def is_number(expected: Any, answer: str) -> bool:
 
 
 def fits_schema(expected: Any, answer: str) -> bool:
-    """The answer is JSON, and fits the JSON schema."""
-    schema = expected if isinstance(expected, Mapping | bool) else json.loads(str(expected))
-    validator = jsonschema.validators.validator_for(schema)
-    validator.check_schema(schema)
-    try:
-        value = json.loads(answer)
-    except (ValueError, RecursionError):
-        return False
-    return bool(validator(schema).is_valid(value))
+    """The answer is JSON, and fits the JSON schema, given as such or as a text."""
+    schema = expected if isinstance(expected, str) else json.dumps(expected)
+    return bool(_rule("json_schema", "schema", schema).grade(answer))
 
 
 BUILT_IN: Mapping[str, Callable[[Any, str], bool]] = {
@@ -194,8 +187,9 @@ def _from_name(name: str) -> ModuleType:
 
 
 @functools.lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
+def _rule(kind: str, field: str, rule: str) -> Rule:
+    """rule: as JSON. Raises ApiError, ValueError."""
+    return Rule.of({"name": kind, "kind": kind, field: json.loads(rule)})
 
 
 def _each(expected: Any) -> list[Any]:
