@@ -70,7 +70,10 @@ class Grader:
                     f'prompt {number} ({_shown(prompt)}) has no "expected", which the grader'
                     f" {self.name} needs; add it, or give --expected for all"
                 )
-            self.grade(prompt, "")
+            try:
+                self.grade(prompt, "")
+            except GraderFailed as error:
+                raise InvalidConfig(str(error)) from error
 
 
 def find_grader(name: str, default: str | None = None) -> Grader:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from outfitter.tuning.intervals import Interval, difference, mean_of
-from outfitter.tuning.space import Candidate
 from outfitter.tuning.race import NUM_FINALISTS
+from outfitter.tuning.space import Candidate
 from outfitter.tuning.tuner import Found, Step, Task, Tuner
 
 

@@ -156,7 +156,7 @@ def _rounded(value: float, bounds: tuple[float, float]) -> float:
     low, high = math.ceil(bounds[0] / step - 1e-9), math.floor(bounds[1] / step + 1e-9)
     if low > high:
         return bounds[0]
-    return round(min(max(round(value / step), low), high) * step, DIGITS) + 0.0
+    return float(round(min(max(round(value / step), low), high) * step, DIGITS)) + 0.0
 
 
 def _epsilon(method: Method, density: float) -> dict[str, float]:
