@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from outfitter.control.experiments.exposure import Exposure
 from outfitter.control.principal import Principal
 
 CLIENT_LEFT = 499
@@ -41,6 +42,8 @@ class Outcome:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    exposure: Exposure | None = None
+    """The variant that served it; None where the model was no experiment."""
 
     @property
     def is_error(self) -> bool:

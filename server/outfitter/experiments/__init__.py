@@ -1,0 +1,1 @@
+"""Experiments as they run: looked up, recorded, analysed and steered."""
