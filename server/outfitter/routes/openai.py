@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from outfitter.control.estimate import prompt_tokens
 from outfitter.control.fields import TASK_VECTORS, check_fields
 from outfitter.control.principal import Principal
 from outfitter.control.resolve import Plan, model_of, parse_body, requested_loadout
@@ -86,6 +87,7 @@ async def _relay(route: Route, request: Request, gateway: Gateway, observed: Obs
     identity = Identity(asked.name, plan.label, plan.task_vectors, route.dialect, asked.saved_model)
     async with gateway.quotas.admitted(principal, request) as ticket:
         outcome.charged = ticket.charged
+        gateway.quotas.sent(outcome, 0 if route.is_tokens else prompt_tokens(body))
         headers = _engine_headers(request, None if is_plain else plan, ticket)
         engine_request = EngineRequest(route.target, content, headers, hides_usage)
         return ticket.carry(RelayedResponse(relay, engine_request, identity, observed))
