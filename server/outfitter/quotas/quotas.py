@@ -119,6 +119,11 @@ class Quotas:
         tenant = outcome.principal.tenant
         self._charge(tenant, lambda window: estimate)  # noqa: ARG005
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self._queue.num_waiting
+
     def observe(self, outcome: Outcome) -> None:
         """Charge a request that has ended, however that was; nobody waits for it."""
         tenant = outcome.principal.tenant
