@@ -152,18 +152,14 @@ def test_whoever_takes_no_part_gets_the_control(
     assert (found["variant"], found["counted"], found["reason"]) == ("plain", False, reason)
 
 
-def test_a_request_that_names_nobody_gets_the_control(
-    client: httpx.Client, define: Define
-) -> None:
+def test_a_request_that_names_nobody_gets_the_control(client: httpx.Client, define: Define) -> None:
     """It counts for nothing; so it is for every key where there are no keys."""
     for unit in ({"by": "user"}, {"by": "header", "header": "X-User"}, {"by": "key"}):
         found = told(ask(client, define(unit=unit)))
         assert (found["variant"], found["reason"]) == ("plain", Reason.NO_UNIT)
 
 
-def test_a_header_names_the_unit(
-    gateway: Running, client: httpx.Client, define: Define
-) -> None:
+def test_a_header_names_the_unit(gateway: Running, client: httpx.Client, define: Define) -> None:
     """It is read as it was sent, in any language."""
     name = define(unit={"by": "header", "header": "X-User"})
     split = gateway.inner.registry.find(None, name).split
@@ -202,7 +198,11 @@ def test_a_tester_forces_a_variant(
 ) -> None:
     """Also of a draft, and a shadow one; it counts for nothing."""
     name = define(PLAIN, WARM, {**COLD, "shadow": 0}, start=start)
-    for key, loadout in (("plain", ""), ("warm", mix(digests[0], 0.5)), ("cold", mix(digests[1], -1))):
+    for key, loadout in (
+        ("plain", ""),
+        ("warm", mix(digests[0], 0.5)),
+        ("cold", mix(digests[1], -1)),
+    ):
         answer = ask(client, name, "alice", {FORCE: key})
         fields = told(answer)
         assert (fields["variant"], fields["counted"], fields["reason"]) == (key, False, "forced")

@@ -92,7 +92,9 @@ def test_whoever_it_is_shared_with_is_served_what_is_private(world: World) -> No
     seen = {told(ask(zebra, NAME, f"user-{number}"))["variant"] for number in range(12)}
     assert seen == {"bot", "warm"}
     for fields in ({"model": "acme/bot"}, {"task_vectors": {"acme/warmth": 1}}):
-        answer = zebra.post("/v1/completions", json={"model": "base-model", "prompt": "x", **fields})
+        answer = zebra.post(
+            "/v1/completions", json={"model": "base-model", "prompt": "x", **fields}
+        )
         assert answer.status_code == 404
     world.share()
     wait_for(lambda: ask(zebra, NAME, "u").status_code == 404, 1)
