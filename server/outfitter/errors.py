@@ -23,6 +23,10 @@ class UntrustedVector(tv.TaskVectorError):
     """A signature is missing, wrong, or by nobody whom the policy of the namespace trusts."""
 
 
+class ExperimentNotFound(tv.VectorNotFound):
+    """There is no such experiment."""
+
+
 class SourceNotAllowed(tv.TaskVectorError):
     """The operator does not allow this scheme, host or folder as a source."""
 
@@ -93,6 +97,7 @@ TABLE: Mapping[type[tv.TaskVectorError], Kind] = {
     tv.InvalidReference: Kind(400, INVALID_REQUEST, "invalid_reference"),
     tv.InvalidLoadout: Kind(400, INVALID_REQUEST, "invalid_loadout"),
     tv.VectorNotFound: Kind(404, INVALID_REQUEST, "task_vector_not_found"),
+    ExperimentNotFound: Kind(404, INVALID_REQUEST, "experiment_not_found"),
     tv.VectorInUse: Kind(409, INVALID_REQUEST, "task_vector_in_use"),
     tv.BaseMismatch: Kind(422, INVALID_REQUEST, "base_mismatch"),
     tv.InvalidFile: Kind(422, INVALID_REQUEST, "invalid_file"),

@@ -36,6 +36,8 @@ from outfitter.engine.relay import Relay
 from outfitter.engine.supervisor import State, Supervisor
 from outfitter.engine.warming import Warming
 from outfitter.errors import unavailable
+from outfitter.experiments.book import Book
+from outfitter.experiments.registry import Registry
 from outfitter.flushing import Flusher
 from outfitter.observers.metrics import RequestMetrics
 from outfitter.observers.tracing import Tracing, open_tracing
@@ -112,6 +114,7 @@ class Gateway:
         self.usage = UsageLedger(UsageTable(database).add, self.config.name)
         self.accounts = Accounts(database, self.vectors.resolver, Limits.parse)
         self.trail = Flusher(self.accounts.flush)
+        self.book = Book(database, self.vectors.resolver)
         if self.config.asks_for_keys:
             self.quotas.limits_of = self._limits_of
             self.quotas.namespaces_of = self.accounts.keyring.namespaces_of
@@ -189,6 +192,11 @@ class Gateway:
         if self.base is None:
             raise unavailable(self.reason_not_ready or "", "engine_not_ready")
         return self.base
+
+    @property
+    def registry(self) -> Registry:
+        """The experiments, as requests find them."""
+        return self.book.registry
 
     def vectors_for(self, principal: Principal) -> Vectors:
         """The store as somebody may see and change it."""

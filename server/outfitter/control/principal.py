@@ -8,6 +8,8 @@ OPEN_TENANT = "open"
 """The one tenant of a gateway without keys."""
 LOCAL_TENANT = "local"
 """Whoever works on a store's database directly, with a command."""
+AUTOMATIC_TENANT = "automatic"
+"""What acts by itself, by figures."""
 
 
 class Scope(StrEnum):
@@ -53,3 +55,5 @@ OPEN = Principal(OPEN_TENANT, None, frozenset(Scope))
 """Whoever reaches a gateway that asks for no keys: may do all."""
 LOCAL = Principal(LOCAL_TENANT, None, frozenset(Scope))
 """Whoever can write to the store's database: may do all."""
+AUTOMATIC = Principal(AUTOMATIC_TENANT, None, frozenset(Scope))
+"""What an experiment does by itself, as its definition says."""

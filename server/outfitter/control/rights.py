@@ -1,4 +1,4 @@
-"""Who may see, use, publish, change and delete which task vector and saved loadout. Pure.
+"""Who may see, use, publish, change and delete which name. Pure.
 
 What may be seen may be used. The database answers the same questions by the same rules
 (`state/grants.py`), so that what a tenant may not see is not even found.
@@ -17,6 +17,7 @@ class Kind(StrEnum):
 
     TASK_VECTOR = "task_vector"
     LOADOUT = "loadout"
+    EXPERIMENT = "experiment"
 
 
 class Visibility(StrEnum):

@@ -29,11 +29,13 @@ class Answer(Generic[T]):
     nbytes: int
     value: T | None
     problem: str = ""
+    kind: type[VectorNotFound] = VectorNotFound
+    """Of the error."""
 
     def get(self) -> T:
         """The value; raises VectorNotFound."""
         if self.value is None:
-            raise VectorNotFound(self.problem)
+            raise self.kind(self.problem)
         return self.value
 
 
@@ -85,7 +87,7 @@ class Answers(Generic[T]):
             value = self._question(question)
             answer = Answer(generation, self._weigh(value), value)
         except VectorNotFound as error:
-            answer = Answer[T](generation, len(str(error)), None, str(error))
+            answer = Answer[T](generation, len(str(error)), None, str(error), type(error))
         self._keep(question, answer)
         return answer
 

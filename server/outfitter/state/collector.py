@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 
 from outfitter.state.database import Database
 from outfitter.state.files import BATCH, lock_file
-from outfitter.state.models import FileRow, LoadoutVectorRow, VersionRow
+from outfitter.state.kept import KEPT
+from outfitter.state.models import FileRow, VersionRow
 from outfitter.state.records import Collected
 from outfitter.state.versions import is_used
 from taskvectors.errors import TaskVectorError
@@ -88,7 +89,7 @@ def _is_old(moment: float, grace_s: float) -> bool:
 def _needed(session: Session, digests: Sequence[str]) -> set[str]:
     """Those that something names now; the others are looked at again, one by one."""
     found: set[str] = set()
-    for column in (VersionRow.digest, LoadoutVectorRow.digest):
+    for column in (VersionRow.digest, *KEPT):
         found |= set(session.scalars(select(column).where(column.in_(digests))))
     return found
 

@@ -29,7 +29,7 @@ _LATEST: dict[str, Any] = {
 }
 
 
-def _exact(length: int) -> String:
+def exact(length: int) -> String:
     """Text whose order is that of its bytes, whatever the language of the database."""
     return String(length).with_variant(String(length, collation="C"), "postgresql")
 
@@ -60,9 +60,9 @@ class NameRow(Base):
 
     __tablename__ = "names"
     __table_args__ = (Index(None, "namespace", "key"),)
-    key: Mapped[str] = mapped_column(_exact(MAX_PATH), primary_key=True)
-    namespace: Mapped[str] = mapped_column(_exact(MAX_PART))
-    path: Mapped[str] = mapped_column(_exact(MAX_PATH))
+    key: Mapped[str] = mapped_column(exact(MAX_PATH), primary_key=True)
+    namespace: Mapped[str] = mapped_column(exact(MAX_PART))
+    path: Mapped[str] = mapped_column(exact(MAX_PATH))
     next_version: Mapped[int] = mapped_column(Integer)
 
 
@@ -85,9 +85,9 @@ class VersionRow(Base):
         Index(None, "size", "id"),
     )
     id: Mapped[int] = mapped_column(_BIG_KEY, primary_key=True)
-    key: Mapped[str] = mapped_column(_exact(MAX_PATH), ForeignKey("names.key"))
+    key: Mapped[str] = mapped_column(exact(MAX_PATH), ForeignKey("names.key"))
     number: Mapped[int] = mapped_column(Integer)
-    digest: Mapped[str] = mapped_column(_exact(64), index=True)
+    digest: Mapped[str] = mapped_column(exact(64), index=True)
     is_latest: Mapped[bool]
     deleted: Mapped[bool] = mapped_column(default=False)
     created: Mapped[int] = mapped_column(BigInteger)
@@ -95,13 +95,13 @@ class VersionRow(Base):
     downloads: Mapped[int] = mapped_column(BigInteger, default=0)
     signature: Mapped[str | None] = mapped_column(Text)
     size: Mapped[int] = mapped_column(BigInteger)
-    base_name: Mapped[str | None] = mapped_column(_exact(1024), index=True)
-    base_fingerprint: Mapped[str | None] = mapped_column(_exact(128), index=True)
+    base_name: Mapped[str | None] = mapped_column(exact(1024), index=True)
+    base_fingerprint: Mapped[str | None] = mapped_column(exact(128), index=True)
     parameters: Mapped[int] = mapped_column(BigInteger)
     nnz: Mapped[int] = mapped_column(BigInteger)
     numel: Mapped[int] = mapped_column(BigInteger)
     method: Mapped[str | None] = mapped_column(String(256))
-    license: Mapped[str | None] = mapped_column(_exact(1024), index=True)
+    license: Mapped[str | None] = mapped_column(exact(1024), index=True)
     description: Mapped[str | None] = mapped_column(Text)
     card: Mapped[str | None] = mapped_column(Text)
     search: Mapped[str] = mapped_column(Text)
@@ -124,7 +124,7 @@ class LabelRow(Base):
         ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True
     )
     position: Mapped[int] = mapped_column(Integer, primary_key=True)
-    text: Mapped[str] = mapped_column(_exact(256), index=True)
+    text: Mapped[str] = mapped_column(exact(256), index=True)
 
 
 class LanguageRow(Base):
@@ -135,7 +135,7 @@ class LanguageRow(Base):
         ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True
     )
     position: Mapped[int] = mapped_column(Integer, primary_key=True)
-    text: Mapped[str] = mapped_column(_exact(64), index=True)
+    text: Mapped[str] = mapped_column(exact(64), index=True)
 
 
 class TagRow(Base):
@@ -143,8 +143,8 @@ class TagRow(Base):
 
     __tablename__ = "tags"
     __table_args__ = (Index(None, "tag"),)
-    key: Mapped[str] = mapped_column(_exact(MAX_PATH), ForeignKey("names.key"), primary_key=True)
-    tag: Mapped[str] = mapped_column(_exact(64), primary_key=True)
+    key: Mapped[str] = mapped_column(exact(MAX_PATH), ForeignKey("names.key"), primary_key=True)
+    tag: Mapped[str] = mapped_column(exact(64), primary_key=True)
     version_id: Mapped[int] = mapped_column(
         ForeignKey("versions.id", ondelete="CASCADE"), index=True
     )
@@ -157,7 +157,7 @@ class FileRow(Base):
     """
 
     __tablename__ = "files"
-    digest: Mapped[str] = mapped_column(_exact(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(exact(64), primary_key=True)
     claimed: Mapped[float] = mapped_column(Double)
     collected: Mapped[bool]
 
@@ -166,8 +166,8 @@ class LoadoutNameRow(Base):
     """A name that has or had saved loadouts. key: its path in lower case."""
 
     __tablename__ = "loadout_names"
-    key: Mapped[str] = mapped_column(_exact(MAX_PATH), primary_key=True)
-    path: Mapped[str] = mapped_column(_exact(MAX_PATH))
+    key: Mapped[str] = mapped_column(exact(MAX_PATH), primary_key=True)
+    path: Mapped[str] = mapped_column(exact(MAX_PATH))
     next_version: Mapped[int] = mapped_column(Integer)
 
 
@@ -183,17 +183,17 @@ class LoadoutRow(Base):
         Index("uq_loadouts_latest", "key", unique=True, **_LATEST),
     )
     id: Mapped[int] = mapped_column(_BIG_KEY, primary_key=True)
-    key: Mapped[str] = mapped_column(_exact(MAX_PATH), ForeignKey("loadout_names.key"))
+    key: Mapped[str] = mapped_column(exact(MAX_PATH), ForeignKey("loadout_names.key"))
     number: Mapped[int] = mapped_column(Integer)
     is_latest: Mapped[bool]
-    digest: Mapped[str] = mapped_column(_exact(64), index=True)
+    digest: Mapped[str] = mapped_column(exact(64), index=True)
     canonical: Mapped[str] = mapped_column(Text)
     request: Mapped[str] = mapped_column(Text)
     created: Mapped[int] = mapped_column(BigInteger)
     publisher: Mapped[str | None] = mapped_column(String(512))
     request_vectors: Mapped[str] = mapped_column(String(16), server_default=FORBID)
     description: Mapped[str | None] = mapped_column(Text)
-    base_fingerprint: Mapped[str | None] = mapped_column(_exact(128))
+    base_fingerprint: Mapped[str | None] = mapped_column(exact(128))
     described: Mapped[str | None] = mapped_column(Text)
 
     name: Mapped[LoadoutNameRow] = relationship(lazy="raise", viewonly=True)
@@ -206,7 +206,7 @@ class LoadoutVectorRow(Base):
     loadout_id: Mapped[int] = mapped_column(
         ForeignKey("loadouts.id", ondelete="CASCADE"), primary_key=True
     )
-    digest: Mapped[str] = mapped_column(_exact(64), primary_key=True, index=True)
+    digest: Mapped[str] = mapped_column(exact(64), primary_key=True, index=True)
 
 
 class UsageRow(Base):
@@ -217,10 +217,10 @@ class UsageRow(Base):
     """
 
     __tablename__ = "usage"
-    day: Mapped[str] = mapped_column(_exact(10), primary_key=True)
-    tenant: Mapped[str] = mapped_column(_exact(MAX_USAGE_TEXT), primary_key=True)
-    key: Mapped[str] = mapped_column(_exact(MAX_USAGE_TEXT), primary_key=True)
-    model: Mapped[str] = mapped_column(_exact(MAX_USAGE_TEXT), primary_key=True)
+    day: Mapped[str] = mapped_column(exact(10), primary_key=True)
+    tenant: Mapped[str] = mapped_column(exact(MAX_USAGE_TEXT), primary_key=True)
+    key: Mapped[str] = mapped_column(exact(MAX_USAGE_TEXT), primary_key=True)
+    model: Mapped[str] = mapped_column(exact(MAX_USAGE_TEXT), primary_key=True)
     requests: Mapped[int] = mapped_column(BigInteger)
     prompt_tokens: Mapped[int] = mapped_column(BigInteger)
     cached_tokens: Mapped[int] = mapped_column(BigInteger)
@@ -232,7 +232,7 @@ class UsageWriterRow(Base):
     """A process that writes usage. flushed: its last batch. seen: Unix time of that, seconds."""
 
     __tablename__ = "usage_writers"
-    id: Mapped[str] = mapped_column(_exact(32), primary_key=True)
+    id: Mapped[str] = mapped_column(exact(32), primary_key=True)
     flushed: Mapped[int] = mapped_column(BigInteger)
     seen: Mapped[int] = mapped_column(BigInteger)
 
@@ -241,11 +241,11 @@ class TenantRow(Base):
     """An organisation. limits: JSON. cache_secret: 32 random bytes in hex, told to nobody."""
 
     __tablename__ = "tenants"
-    name: Mapped[str] = mapped_column(_exact(MAX_PART), primary_key=True)
+    name: Mapped[str] = mapped_column(exact(MAX_PART), primary_key=True)
     created: Mapped[int] = mapped_column(BigInteger)
     disabled: Mapped[bool]
     limits: Mapped[str] = mapped_column(Text)
-    cache_secret: Mapped[str] = mapped_column(_exact(64))
+    cache_secret: Mapped[str] = mapped_column(exact(64))
 
     namespaces: Mapped[list["NamespaceRow"]] = relationship(
         lazy="raise", order_by="NamespaceRow.name", viewonly=True
@@ -256,7 +256,7 @@ class NamespaceRow(Base):
     """A namespace, in lower case, and whose it is. One without a row is nobody's."""
 
     __tablename__ = "namespaces"
-    name: Mapped[str] = mapped_column(_exact(MAX_PART), primary_key=True)
+    name: Mapped[str] = mapped_column(exact(MAX_PART), primary_key=True)
     tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), index=True)
 
 
@@ -267,11 +267,11 @@ class KeyRow(Base):
     """
 
     __tablename__ = "keys"
-    id: Mapped[str] = mapped_column(_exact(MAX_KEY), primary_key=True)
+    id: Mapped[str] = mapped_column(exact(MAX_KEY), primary_key=True)
     tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), index=True)
     name: Mapped[str] = mapped_column(String(128))
-    hash: Mapped[str] = mapped_column(_exact(64))
-    scopes: Mapped[str] = mapped_column(_exact(128))
+    hash: Mapped[str] = mapped_column(exact(64))
+    scopes: Mapped[str] = mapped_column(exact(128))
     created: Mapped[int] = mapped_column(BigInteger)
     expires: Mapped[int | None] = mapped_column(BigInteger)
     revoked: Mapped[int | None] = mapped_column(BigInteger)
@@ -282,18 +282,18 @@ class GrantRow(Base):
     """What was said of a name's visibility. kind: of the name, `task_vector` or `loadout`."""
 
     __tablename__ = "grants"
-    kind: Mapped[str] = mapped_column(_exact(16), primary_key=True)
-    key: Mapped[str] = mapped_column(_exact(MAX_PATH), primary_key=True)
-    visibility: Mapped[str] = mapped_column(_exact(16))
+    kind: Mapped[str] = mapped_column(exact(16), primary_key=True)
+    key: Mapped[str] = mapped_column(exact(MAX_PATH), primary_key=True)
+    visibility: Mapped[str] = mapped_column(exact(16))
 
 
 class ShareRow(Base):
     """A name is shared with a tenant, which need not exist: nobody shall find out who does."""
 
     __tablename__ = "shares"
-    kind: Mapped[str] = mapped_column(_exact(16), primary_key=True)
-    key: Mapped[str] = mapped_column(_exact(MAX_PATH), primary_key=True)
-    tenant: Mapped[str] = mapped_column(_exact(MAX_PART), primary_key=True, index=True)
+    kind: Mapped[str] = mapped_column(exact(16), primary_key=True)
+    key: Mapped[str] = mapped_column(exact(MAX_PATH), primary_key=True)
+    tenant: Mapped[str] = mapped_column(exact(MAX_PART), primary_key=True, index=True)
 
 
 class AuditRow(Base):
@@ -303,9 +303,9 @@ class AuditRow(Base):
     __table_args__ = (Index(None, "tenant", "id"), Index(None, "key", "id"))
     id: Mapped[int] = mapped_column(_BIG_KEY, primary_key=True)
     at: Mapped[int] = mapped_column(BigInteger, index=True)
-    tenant: Mapped[str] = mapped_column(_exact(MAX_PART))
-    key: Mapped[str | None] = mapped_column(_exact(MAX_KEY))
-    action: Mapped[str] = mapped_column(_exact(64))
+    tenant: Mapped[str] = mapped_column(exact(MAX_PART))
+    key: Mapped[str | None] = mapped_column(exact(MAX_KEY))
+    action: Mapped[str] = mapped_column(exact(64))
     subject: Mapped[str] = mapped_column(String(512))
     request_id: Mapped[str | None] = mapped_column(String(128))
     detail: Mapped[str] = mapped_column(Text)
@@ -321,9 +321,9 @@ class LoadoutUseRow(Base):
     __tablename__ = "loadout_use"
     __table_args__ = (Index(None, "loadout", "hour"), Index(None, "tenant", "hour"))
     hour: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    tenant: Mapped[str] = mapped_column(_exact(MAX_PART), primary_key=True)
-    key: Mapped[str] = mapped_column(_exact(MAX_KEY), primary_key=True)
-    loadout: Mapped[str] = mapped_column(_exact(80), primary_key=True)
+    tenant: Mapped[str] = mapped_column(exact(MAX_PART), primary_key=True)
+    key: Mapped[str] = mapped_column(exact(MAX_KEY), primary_key=True)
+    loadout: Mapped[str] = mapped_column(exact(80), primary_key=True)
     count: Mapped[int] = mapped_column(BigInteger)
     first: Mapped[int] = mapped_column(BigInteger)
     last: Mapped[int] = mapped_column(BigInteger)

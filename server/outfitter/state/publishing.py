@@ -10,7 +10,8 @@ from outfitter.control.rights import Kind
 from outfitter.errors import CatalogConflict
 from outfitter.state.files import batched, lock_file
 from outfitter.state.grants import forget
-from outfitter.state.models import LoadoutVectorRow, NameRow, TagRow, VersionRow
+from outfitter.state.kept import KEPT
+from outfitter.state.models import NameRow, TagRow, VersionRow
 from outfitter.state.records import LATEST, Deletion, Publication
 from outfitter.state.versions import key_of, not_found, path_of, rows_of, set_details
 from taskvectors.spec import Reference, parse_tag
@@ -113,13 +114,13 @@ def remove(session: Session, reference: Reference) -> Deletion:
 
 
 def drop_tombstones(session: Session, digests: Sequence[str]) -> None:
-    """Forget the tombstones among these digests that no saved loadout refers to any more."""
+    """Forget the tombstones among these digests that nothing refers to any more."""
     for batch in batched(digests):
         session.execute(
             delete(VersionRow).where(
                 VersionRow.digest.in_(batch),
                 VersionRow.deleted,
-                VersionRow.digest.not_in(select(LoadoutVectorRow.digest)),
+                *(VersionRow.digest.not_in(select(column)) for column in KEPT),
             )
         )
 
@@ -133,11 +134,11 @@ def _untag(session: Session, ids: Sequence[int]) -> tuple[str, ...]:
 
 
 def _needed(session: Session, digests: Sequence[str]) -> set[str]:
-    """Those that saved loadouts refer to."""
+    """Those that saved loadouts and experiments refer to."""
     found: set[str] = set()
     for batch in batched(digests):
-        query = select(LoadoutVectorRow.digest).where(LoadoutVectorRow.digest.in_(batch))
-        found |= set(session.scalars(query))
+        for column in KEPT:
+            found |= set(session.scalars(select(column).where(column.in_(batch))))
     return found
 
 

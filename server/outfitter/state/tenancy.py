@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from outfitter.control.principal import LOCAL_TENANT, OPEN_TENANT, Scope
+from outfitter.control.principal import AUTOMATIC_TENANT, LOCAL_TENANT, OPEN_TENANT, Scope
 from outfitter.errors import InvalidTenant
 
-RESERVED = (OPEN_TENANT, LOCAL_TENANT)
+RESERVED = (OPEN_TENANT, LOCAL_TENANT, AUTOMATIC_TENANT)
 MAX_KEY_NAME = 128
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
 

@@ -9,6 +9,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session, selectinload
 
 from outfitter.errors import CatalogConflict, TenantNotFound
+from outfitter.state.experiment_rows import ExperimentRow
 from outfitter.state.grants import in_namespace
 from outfitter.state.models import (
     KeyRow,
@@ -105,7 +106,7 @@ def remove(session: Session, name: str) -> None:
     """
     row = find_row(session, name)
     for namespace in row.namespaces:
-        for table in (VersionRow, LoadoutRow):
+        for table in (VersionRow, LoadoutRow, ExperimentRow):
             within = select(table.key).where(in_namespace(table.key, namespace.name))
             if (key := session.scalars(within.limit(1)).first()) is not None:
                 raise CatalogConflict(f"the tenant {name!r} still has {key!r}; delete it first")

@@ -3,16 +3,16 @@
 import difflib
 from collections.abc import Iterable
 
-from sqlalchemy import ColumnElement, Select, exists, select
+from sqlalchemy import ColumnElement, Select, exists, or_, select
 from sqlalchemy.orm import Session, defer, selectinload
 
 from outfitter.control.rights import Kind, Viewer
 from outfitter.state.bounds import searchable
 from outfitter.state.grants import visible
+from outfitter.state.kept import KEPT
 from outfitter.state.models import (
     LabelRow,
     LanguageRow,
-    LoadoutVectorRow,
     NameRow,
     TagRow,
     VersionRow,
@@ -136,10 +136,9 @@ def set_details(row: VersionRow, path: str, details: Details) -> None:
 
 
 def is_used(session: Session, digest: str) -> bool:
-    """Whether a version, a tombstone or a saved loadout names the file."""
-    version = exists().where(VersionRow.digest == digest)
-    loadout = exists().where(LoadoutVectorRow.digest == digest)
-    return bool(session.scalar(select(version | loadout)))
+    """Whether a version, a tombstone, a saved loadout or an experiment names the file."""
+    named = (exists().where(column == digest) for column in (VersionRow.digest, *KEPT))
+    return bool(session.scalar(select(or_(*named))))
 
 
 def not_found(
