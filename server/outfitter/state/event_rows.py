@@ -6,7 +6,7 @@ from sqlalchemy import JSON, BigInteger, Double, Index, Integer, String
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from outfitter.state.models import MAX_PART, MAX_PATH, Base
+from outfitter.state.models import MAX_PART, MAX_PATH, Base, exact
 
 MAX_UNIT = 200
 MAX_REQUEST = 128
@@ -14,10 +14,6 @@ MAX_VARIANT = MAX_METRIC = MAX_FEEDBACK_ID = 64
 MAX_LABEL = 256
 _COUNT = BigInteger().with_variant(Integer, "sqlite")
 _GRADES = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-
-
-def _exact(length: int) -> String:
-    return String(length).with_variant(String(length, collation="C"), "postgresql")
 
 
 class RequestRow(Base):
@@ -30,12 +26,12 @@ class RequestRow(Base):
     """
 
     __tablename__ = "experiment_requests"
-    experiment: Mapped[str] = mapped_column(_exact(MAX_PATH), primary_key=True)
-    request_id: Mapped[str] = mapped_column(_exact(MAX_REQUEST), primary_key=True)
-    tenant: Mapped[str] = mapped_column(_exact(MAX_PART), primary_key=True)
-    variant: Mapped[str] = mapped_column(_exact(MAX_VARIANT), primary_key=True)
+    experiment: Mapped[str] = mapped_column(exact(MAX_PATH), primary_key=True)
+    request_id: Mapped[str] = mapped_column(exact(MAX_REQUEST), primary_key=True)
+    tenant: Mapped[str] = mapped_column(exact(MAX_PART), primary_key=True)
+    variant: Mapped[str] = mapped_column(exact(MAX_VARIANT), primary_key=True)
     version: Mapped[int] = mapped_column(Integer)
-    unit: Mapped[str] = mapped_column(_exact(MAX_UNIT))
+    unit: Mapped[str] = mapped_column(exact(MAX_UNIT))
     at: Mapped[float] = mapped_column(Double)
     is_counted: Mapped[bool]
     is_shadow: Mapped[bool]
@@ -57,9 +53,9 @@ class UnitRow(Base):
 
     __tablename__ = "experiment_units"
     __table_args__ = (Index(None, "experiment", "at"),)
-    experiment: Mapped[str] = mapped_column(_exact(MAX_PATH), primary_key=True)
-    unit: Mapped[str] = mapped_column(_exact(MAX_UNIT), primary_key=True)
-    variant: Mapped[str] = mapped_column(_exact(MAX_VARIANT))
+    experiment: Mapped[str] = mapped_column(exact(MAX_PATH), primary_key=True)
+    unit: Mapped[str] = mapped_column(exact(MAX_UNIT), primary_key=True)
+    variant: Mapped[str] = mapped_column(exact(MAX_VARIANT))
     at: Mapped[float] = mapped_column(Double)
 
 
@@ -71,10 +67,10 @@ class FeedbackRow(Base):
 
     __tablename__ = "feedback"
     __table_args__ = (Index(None, "at"),)
-    tenant: Mapped[str] = mapped_column(_exact(MAX_PART), primary_key=True)
-    request_id: Mapped[str] = mapped_column(_exact(MAX_REQUEST), primary_key=True)
-    metric: Mapped[str] = mapped_column(_exact(MAX_METRIC), primary_key=True)
-    id: Mapped[str] = mapped_column(_exact(MAX_FEEDBACK_ID), primary_key=True)
+    tenant: Mapped[str] = mapped_column(exact(MAX_PART), primary_key=True)
+    request_id: Mapped[str] = mapped_column(exact(MAX_REQUEST), primary_key=True)
+    metric: Mapped[str] = mapped_column(exact(MAX_METRIC), primary_key=True)
+    id: Mapped[str] = mapped_column(exact(MAX_FEEDBACK_ID), primary_key=True)
     value: Mapped[float | None] = mapped_column(Double)
-    label: Mapped[str | None] = mapped_column(_exact(MAX_LABEL))
+    label: Mapped[str | None] = mapped_column(exact(MAX_LABEL))
     at: Mapped[float] = mapped_column(Double)

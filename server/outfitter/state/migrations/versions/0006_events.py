@@ -1,5 +1,7 @@
 """What experiments saw: requests, units and feedback."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -17,7 +19,7 @@ def _text(name: str, length: int, *, nullable: bool = False) -> sa.Column[str]:
     return sa.Column(name, exact, nullable=nullable)
 
 
-def _numbers(kind: sa.types.TypeEngine[float], *names: str) -> list[sa.Column[float]]:
+def _numbers(kind: sa.types.TypeEngine[Any], *names: str) -> list[sa.Column[Any]]:
     return [sa.Column(name, kind, nullable=True) for name in names]
 
 
