@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from outfitter.accounts import Accounts, By
 from outfitter.config import GatewayConfig
+from outfitter.control.experiments.experiment import PREFIX, Experiment, Pin
 from outfitter.control.fields import Known, known_fields, offered_paths
 from outfitter.control.keys import token_of
 from outfitter.control.limits import Limits
@@ -38,6 +39,8 @@ from outfitter.engine.warming import Warming
 from outfitter.errors import unavailable
 from outfitter.experiments.book import Book
 from outfitter.experiments.registry import Registry
+from outfitter.experiments.shadow import Shadows
+from outfitter.experiments.variants import Variants
 from outfitter.flushing import Flusher
 from outfitter.observers.metrics import RequestMetrics
 from outfitter.observers.tracing import Tracing, open_tracing
@@ -104,6 +107,8 @@ class Gateway:
     uploads: Slots = field(default_factory=lambda: Slots(MAX_UPLOADS, TENANT_UPLOADS))
     observers: list[Callable[[Outcome], None]] = field(default_factory=list)
     """Told of every relayed request, once, when it has ended."""
+    shadow_observers: list[Callable[[Outcome], None]] = field(default_factory=list)
+    """Told of copies for shadow variants, in their stead."""
     in_flight: InFlight = field(default_factory=InFlight)
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     usage: UsageLedger = field(init=False)
@@ -115,6 +120,8 @@ class Gateway:
         self.accounts = Accounts(database, self.vectors.resolver, Limits.parse)
         self.trail = Flusher(self.accounts.flush)
         self.book = Book(database, self.vectors.resolver)
+        self.variants = Variants(self.vectors, self.accounts.owner_of, self.config.served_names)
+        self.shadows = Shadows(lambda: not self.quotas.num_waiting)
         if self.config.asks_for_keys:
             self.quotas.limits_of = self._limits_of
             self.quotas.namespaces_of = self.accounts.keyring.namespaces_of
@@ -203,12 +210,14 @@ class Gateway:
         return self.vectors.seen_by(viewer_of(principal))
 
     async def asked(self, principal: Principal, model: str) -> Asked:
-        """The base or the saved loadout that a request names as its model, as it is now.
+        """What a request names as its model, as it is now.
 
         Raises ApiError (404), the same for what the key may not see; CatalogUnavailable.
         """
         if model in self.config.served_names:
             return Asked(model)
+        if model.startswith(PREFIX):
+            return Asked(model, experiment=await self._experiment(principal, model))
         reference = saved_reference(model)
         if reference is None:
             raise model_not_found(model, self.config.name)
@@ -218,6 +227,21 @@ class Gateway:
         except VectorNotFound as error:
             raise model_not_found(model, self.config.name) from error
         return Asked(model, saved)
+
+    async def _experiment(self, principal: Principal, model: str) -> Experiment:
+        find = partial(self.registry.find, viewer_of(principal), model.removeprefix(PREFIX))
+        try:
+            return await self._decided(find)
+        except VectorNotFound as error:
+            raise model_not_found(model, self.config.name) from error
+
+    async def pin(self, experiment: Experiment, variant: str) -> Pin:
+        """What a variant serves, by the rights of the experiment's owner. Raises TaskVectorError.
+
+        variant: its key.
+        """
+        decide = partial(self.variants.current, experiment, variant, self.ready_base())
+        return await self._decided(decide)
 
     async def plan(
         self,
@@ -302,6 +326,7 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
             stack.push_async_callback(_written, writer, asyncio.create_task(writer.run()))
         stack.push_async_callback(quotas.close)
         stack.push_async_callback(_cancelled, asyncio.create_task(gateway.run()))
+        stack.push_async_callback(gateway.shadows.close)
         yield gateway
 
 

@@ -92,6 +92,7 @@ def test_a_request_is_one_line(log: Log, client: httpx.Client) -> None:
         "code": None,
         "model": "base-model",
         "saved_model": None,
+        "variant": None,
         "loadout": "base",
         "stream": True,
         "prompt_tokens": 2,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from outfitter.control.experiments.experiment import Experiment
 from outfitter.control.resolve import Plan, ResolvedVector
 from outfitter.errors import ApiError
 from outfitter.state.records import ADD, FORBID, REPLACE, SavedLoadout
@@ -16,14 +17,18 @@ OWNER = "outfitter"
 
 @dataclass(frozen=True)
 class Asked:
-    """A model that a request names. name: as it was sent. saved: None for the base."""
+    """A model that a request names: the base, a saved loadout or an experiment.
+
+    name: as it was sent.
+    """
 
     name: str
     saved: SavedLoadout | None = None
+    experiment: Experiment | None = None
 
     @property
     def saved_model(self) -> str | None:
-        """`acme/support-bot@3`; None for the base."""
+        """`acme/support-bot@3`; None for what is no saved loadout."""
         return None if self.saved is None else self.saved.id
 
 

@@ -34,6 +34,8 @@ class Identity:
     dialect: Dialect = Dialect.OPENAI
     saved_model: str | None = None
     """The saved loadout that is the model, as `acme/support-bot@3`; None for the base."""
+    experiment: Mapping[str, object] | None = None
+    """The object for the body that says which variant serves; None where no experiment does."""
 
     def scrub(self, text: str) -> str:
         """`text` without the engine's internal names."""
@@ -57,13 +59,15 @@ class Identity:
         return body
 
     def describe(self, body: bytes) -> bytes:
-        """Append the `task_vectors` object to a JSON object."""
-        if self.task_vectors is None:
+        """Append the `task_vectors` and `experiment` objects to a JSON object."""
+        told = {"task_vectors": self.task_vectors, "experiment": self.experiment}
+        given = {name: fields for name, fields in told.items() if fields is not None}
+        if not given:
             return body
         head, brace, tail = body.rpartition(b"}")
         comma = b"" if head.strip() in (b"{", b"") else b","
-        fields = json.dumps(self.task_vectors, separators=(",", ":")).encode()
-        return head + comma + b'"task_vectors":' + fields + brace + tail
+        members = json.dumps(given, separators=(",", ":")).encode()[1:-1]
+        return head + comma + members + brace + tail
 
 
 @dataclass

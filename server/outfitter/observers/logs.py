@@ -54,6 +54,7 @@ def _outcome_fields(outcome: Outcome) -> dict[str, object]:
         "code": outcome.code,
         "model": outcome.model,
         "saved_model": outcome.saved_model,
+        "variant": None if outcome.exposure is None else outcome.exposure.label,
         "loadout": outcome.loadout,
         "stream": outcome.is_stream,
         "first_token_s": _rounded(outcome.first_token_seconds),

@@ -92,6 +92,8 @@ def _who(principal: Principal | None) -> dict[str, str]:
 
 def _what(outcome: Outcome) -> dict[str, str | int | bool]:
     saved = {} if outcome.saved_model is None else {"outfitter.saved_model": outcome.saved_model}
+    exposure = outcome.exposure
+    variant = {} if exposure is None else {"outfitter.variant": exposure.label}
     return {
         "outfitter.status": outcome.status,
         "outfitter.loadout": outcome.loadout,
@@ -101,4 +103,5 @@ def _what(outcome: Outcome) -> dict[str, str | int | bool]:
         "gen_ai.usage.input_tokens": outcome.prompt_tokens,
         "gen_ai.usage.output_tokens": outcome.completion_tokens,
         **saved,
+        **variant,
     }

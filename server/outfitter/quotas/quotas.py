@@ -110,6 +110,11 @@ class Quotas:
             if not ticket.is_carried:
                 ticket.close()
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self._queue.num_waiting
+
     def observe(self, outcome: Outcome) -> None:
         """Charge a request that has ended, however that was; nobody waits for it."""
         tenant = outcome.principal.tenant

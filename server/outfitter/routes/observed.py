@@ -16,6 +16,8 @@ from taskvectors.errors import TaskVectorError
 
 log = logging.getLogger(__name__)
 
+VARIANT_HEADER = "x-outfitter-variant"
+
 Observer = Callable[[Outcome], None]
 
 
@@ -26,9 +28,17 @@ class Observed:
         self, outcome: Outcome, observers: Sequence[Observer], in_flight: InFlight
     ) -> None:
         self.outcome = outcome
+        self.then: Observer = lambda outcome: None  # noqa: ARG005
+        """Told after all others; it is of this request alone."""
         self._observers = observers
         self._in_flight = in_flight
         self._in_flight.requests += 1
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the answer's headers say of the variant that serves, an error's, too."""
+        exposure = self.outcome.exposure
+        return {} if exposure is None else {VARIANT_HEADER: exposure.label}
 
     def end(self, status: int, code: str | None = None) -> None:
         """Tell every observer that the request has ended; only the first call counts."""
@@ -37,7 +47,7 @@ class Observed:
             return
         outcome.ended, outcome.status, outcome.code = time.monotonic(), status, code
         self._in_flight.requests -= 1
-        for observer in tuple(self._observers):
+        for observer in (*self._observers, self.then):
             try:
                 observer(outcome)
             except Exception:  # an observer harms neither the request nor the others
@@ -51,6 +61,7 @@ class Observed:
         except ApiError as error:
             has_left = error.code == "incomplete_body"
             self.end(CLIENT_LEFT if has_left else error.status, error.code)
+            error.headers = {**self.headers, **error.headers}
             raise
         except TaskVectorError as error:
             told = from_task_vector_error(error)

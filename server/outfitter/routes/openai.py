@@ -1,11 +1,18 @@
 """The routes of OpenAI's API, vLLM's and Anthropic's: checked, resolved, and relayed."""
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from outfitter.control.experiments.choice import (
+    Choice,
+    check_no_vectors,
+    check_not_forced,
+    choose,
+    forced_variant,
+)
+from outfitter.control.experiments.units import unit_of
 from outfitter.control.fields import TASK_VECTORS, check_fields
 from outfitter.control.principal import Principal
 from outfitter.control.resolve import Plan, model_of, parse_body, requested_loadout
@@ -13,23 +20,19 @@ from outfitter.control.salting import salted
 from outfitter.control.saved import Asked
 from outfitter.control.surface import NOT_OFFERED, ROUTES, Route
 from outfitter.deps import GatewayDep, PrincipalDep
-from outfitter.engine.hidden import with_usage
 from outfitter.engine.rewrite import Identity
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.gateway import Gateway
-from outfitter.quotas.ticket import Ticket
 from outfitter.routes.body import read_body
 from outfitter.routes.documented import relayed_body
+from outfitter.routes.mirrored import Mirror
 from outfitter.routes.observed import Observed, observe
-from outfitter.routes.relayed import EngineRequest, RelayedResponse
+from outfitter.routes.question import Question
+from outfitter.routes.relayed import RelayedResponse
 from taskvectors.errors import TaskVectorError
 
 router = APIRouter()
 
-LOADOUT_HEADER = "x-taskvectors-loadout"
-_PASSED_HEADERS = ("traceparent", "tracestate")
-_USAGE_PATHS = ("/v1/chat/completions", "/v1/completions")
-"""Of the engine, whose streams tell their usage where they are asked for it."""
 _METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH")
 
 Endpoint = Callable[[Request, Gateway, Principal], Awaitable[Response]]
@@ -67,10 +70,12 @@ for _path, _reason in NOT_OFFERED.items():
 async def _relay(route: Route, request: Request, gateway: Gateway, observed: Observed) -> Response:
     principal, outcome = observed.outcome.principal, observed.outcome
     _check_offered(route, gateway)
-    body = parse_body(await read_body(request, gateway.config.max_body_bytes))
+    raw = await read_body(request, gateway.config.max_body_bytes)
+    body = parse_body(raw)
     asked = await _asked(route, gateway, principal, body)
     outcome.model, outcome.saved_model = asked.name, asked.saved_model
     outcome.is_stream = body.get("stream") is True
+    choice = _chosen(route, request, principal, body, asked)
     relay = gateway.ready_relay()
     if route.is_tokens and TASK_VECTORS in body:
         message = "task_vectors change no tokens: leave them out"
@@ -79,15 +84,23 @@ async def _relay(route: Route, request: Request, gateway: Gateway, observed: Obs
     check_fields(body, known)
     if not route.is_tokens:  # which reads no cache
         body = salted(body, principal, None if known is None else known.top)
-    plan = await _plan(gateway, principal, body, asked)
-    is_plain = route.is_tokens or plan.loadout.is_base
-    fields, hides_usage = with_usage(body) if route.target in _USAGE_PATHS else (body, False)
-    content = _engine_body(fields, gateway.config.name if is_plain else plan.loadout.engine_name)
-    identity = Identity(asked.name, plan.label, plan.task_vectors, route.dialect, asked.saved_model)
+    plan = await _plan(gateway, observed, body, asked, choice)
+    question = Question.of(route, request, body, gateway.config.name)
+    identity = Identity(
+        asked.name,
+        plan.label,
+        plan.task_vectors,
+        route.dialect,
+        outcome.saved_model,
+        None if choice is None else choice.described,
+    )
     async with gateway.quotas.admitted(principal, request) as ticket:
         outcome.charged = ticket.charged
-        headers = _engine_headers(request, None if is_plain else plan, ticket)
-        engine_request = EngineRequest(route.target, content, headers, hides_usage)
+        question = question.admitted(ticket.engine_headers)
+        if choice is not None:
+            outcome.exposure = choice.exposure
+            observed.then = Mirror(gateway, choice, question, len(raw))
+        engine_request = question.served_by(plan.loadout)
         return ticket.carry(RelayedResponse(relay, engine_request, identity, observed))
 
 
@@ -105,26 +118,41 @@ def _check_offered(route: Route, gateway: Gateway) -> None:
         raise ApiError(404, message, "unsupported_route")
 
 
+def _chosen(
+    route: Route,
+    request: Request,
+    principal: Principal,
+    body: Mapping[str, object],
+    asked: Asked,
+) -> Choice | None:
+    """The variant that serves; None where the model is no experiment, or none is needed."""
+    experiment = asked.experiment
+    if experiment is None or route.is_tokens:
+        check_not_forced(request.headers, asked.name, is_tokens=route.is_tokens)
+        return None
+    check_no_vectors(body, experiment)
+    forced = forced_variant(request.headers, principal)
+    unit = unit_of(experiment.definition.unit, body, request.headers, principal)
+    return choose(experiment, unit, forced)
+
+
 async def _plan(
-    gateway: Gateway, principal: Principal, body: dict[str, object], asked: Asked
+    gateway: Gateway,
+    observed: Observed,
+    body: dict[str, object],
+    asked: Asked,
+    choice: Choice | None,
 ) -> Plan:
+    """How it is served. A variant that cannot be is counted; a request without a turn is not."""
+    outcome = observed.outcome
     param = "model" if body.get(TASK_VECTORS) is None else TASK_VECTORS
     try:
-        return await gateway.plan(principal, requested_loadout(body), asked.saved)
+        if choice is None:
+            return await gateway.plan(outcome.principal, requested_loadout(body), asked.saved)
+        outcome.exposure = choice.exposure
+        pin = await gateway.pin(choice.experiment, choice.variant)
     except TaskVectorError as error:
         raise from_task_vector_error(error, param) from error
-
-
-def _engine_body(body: Mapping[str, object], model: str) -> bytes:
-    fields = {key: value for key, value in body.items() if key != TASK_VECTORS}
-    fields["model"] = model
-    return json.dumps(fields, separators=(",", ":")).encode()
-
-
-def _engine_headers(request: Request, plan: Plan | None, ticket: Ticket) -> dict[str, str]:
-    headers = {name: request.headers[name] for name in _PASSED_HEADERS if name in request.headers}
-    headers["x-request-id"] = request.state.request_id
-    if plan is not None:
-        headers[LOADOUT_HEADER] = plan.loadout.canonical
-        headers |= ticket.engine_headers
-    return headers
+    outcome.exposure = choice.waiting
+    outcome.saved_model = gateway.variants.saved_model(pin)
+    return pin.plan

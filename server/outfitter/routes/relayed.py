@@ -79,7 +79,8 @@ class RelayedResponse(Response):
         async with self._relay.post(request.path, request.body, request.headers) as upstream:
             if upstream.status != 200:
                 raise await self._error(upstream)
-            headers = {**kept_headers(upstream), OUTFITTER_HEADER: self._identity.loadout}
+            own = {OUTFITTER_HEADER: self._identity.loadout, **self._observed.headers}
+            headers = {**kept_headers(upstream), **own}
             if upstream.content_type == "text/event-stream":
                 with self._observed.streaming():
                     await self._stream(upstream, headers, send)
