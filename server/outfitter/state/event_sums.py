@@ -16,6 +16,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    text,
 )
 from sqlalchemy.orm import Session
 
@@ -48,6 +49,9 @@ def moments_of(
     session: Session, experiment: str, metrics: Sequence[Metric], known: Mapping[str, Metric]
 ) -> dict[str, dict[str, Moments]]:
     """By metric's name and variant."""
+    if session.get_bind().dialect.name == "postgresql":
+        # Of tables that have just grown it knows no sizes, and would join row by row for hours.
+        session.execute(text("SET LOCAL enable_nestloop = off"))
     found: dict[str, dict[str, Moments]] = {metric.name: {} for metric in metrics}
     num = len(SUMS)
     for variant, *numbers in session.execute(_over_units(experiment, metrics, known)):

@@ -1,5 +1,6 @@
 """What experiments saw, as rows: written once, however often an event comes, and read."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -17,6 +18,7 @@ from outfitter.state.event_sums import moments_of
 from outfitter.statistics.moments import Moments
 
 BATCH = 500
+KEEP_S = 30 * 24 * 3600
 PAGE = 2_000
 """Rows that are read at once."""
 _KEY = ("experiment", "request_id", "tenant", "variant")
@@ -129,8 +131,9 @@ class Events:
         with self._database.changing() as session:
             forget(session, experiment)
 
-    def prune(self, before: float) -> int:
-        """Delete feedback from before a time on requests that no experiment knows; how much."""
+    def tidy(self) -> int:
+        """Forget what was said long ago of requests that no experiment knows; how much."""
+        before = time.time() - KEEP_S
         row, request = FeedbackRow, RequestRow
         known = exists().where(request.tenant == row.tenant, request.request_id == row.request_id)
         with self._database.changing() as session:

@@ -56,12 +56,13 @@ class Event:
     ) -> Self | None:
         """That of a request that ends with `status`; None where it is not to be kept.
 
-        It is kept if it names a unit, unless its turn never came; what is not counted is what is
-        known of its unit before it was exposed. One that failed, or whose client left, has no
-        latency.
+        It is kept if it counts, or tells the past of a unit that may be exposed later. One that
+        failed, or whose client left, has no latency.
         """
         exposure = outcome.exposure
         if exposure is None or exposure.unit is None or status == TOO_MANY:
+            return None
+        if not (exposure.is_counted or exposure.is_before):
             return None
         is_error = status >= 400 and status != CLIENT_LEFT
         ended = now() if outcome.ended is None else outcome.ended

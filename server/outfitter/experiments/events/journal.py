@@ -154,7 +154,7 @@ def _made(folder: Path) -> Segment:
 
 
 def _adopted(path: Path) -> Segment | None:
-    """A file whose process is gone, now locked by us; None where it lives, or somebody was first."""
+    """A file whose process is gone, now locked by us; None where it lives, or we came too late."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

@@ -37,13 +37,15 @@ class _Ungraded:
 class Recorder:
     """Takes events, durably: into the stream where there is Redis and it answers, else a journal.
 
-    Grades follow, beside the requests, as the same event once more. add: `Events.add`.
+    Grades follow, beside the requests, as the same event once more. add: `Events.add`. tidy:
+    called now and then in a thread.
     """
 
     def __init__(
         self,
         folder: Path,
         add: Callable[[Sequence[Event]], None],
+        tidy: Callable[[], object],
         prices: Prices,
         redis_url: str | None = None,
         redis_prefix: str = "",
@@ -53,16 +55,14 @@ class Recorder:
         self._stream = _open(redis_url, redis_prefix)
         where = "" if redis_url is None else RedisClient(redis_url, 1.0).where
         self._breaker = Breaker(f"Redis at {where}, for events of experiments,", away_s=AWAY_S)
-        self.writer = EventWriter(self._journal, self._stream, add)
+        self.writer = EventWriter(self._journal, self._stream, add, tidy)
         self._ungraded: asyncio.Queue[_Ungraded | None] = asyncio.Queue(MAX_GRADING)
         self._appending: set[asyncio.Task[None]] = set()
         self.num_recorded = self.num_ungraded = 0
 
     def begin(self, outcome: Outcome) -> "Recording | None":
         """What is to see the answer to a request; None where no experiment serves it."""
-        if outcome.exposure is None or outcome.exposure.unit is None:
-            return None
-        return Recording(self, outcome)
+        return None if outcome.exposure is None else Recording(self, outcome)
 
     def __call__(self, outcome: Outcome) -> None:
         """An observer: record a request that has ended, unless that was done before."""
@@ -72,26 +72,23 @@ class Recorder:
         if self._stream is None:
             self._journal.append(event.dump())
             return
-        task = asyncio.create_task(self.append(event))
-        self._appending.add(task)
-        task.add_done_callback(self._appending.discard)
+        self._begin_to_append(event)
 
     def event_of(self, outcome: Outcome, status: int) -> Event | None:
         """The one event of a request; None where it has none, or is recorded already."""
         if outcome.is_recorded or outcome.exposure is None:
             return None
         outcome.is_recorded = True
-        self.num_recorded += 1
-        return Event.of(outcome, status, self._prices)
+        event = Event.of(outcome, status, self._prices)
+        self.num_recorded += event is not None
+        return event
 
     async def append(self, event: Event) -> None:
-        """Return when the event survives this process; never raises."""
-        line = event.dump()
-        if self._stream is not None:
-            with suppress(TierUnavailable), self._breaker.calling():
-                await self._stream.append(line)
-                return
-        self._journal.append(line)
+        """Return when the event survives this process, whoever waits no longer; never fails."""
+        if self._stream is None:
+            self._journal.append(event.dump())
+        else:
+            await asyncio.shield(self._begin_to_append(event))
 
     def grade(self, event: Event, text: str, graders: Sequence[Grader]) -> None:
         """Let an answer be graded soon."""
@@ -130,6 +127,19 @@ class Recorder:
             "is_shared": self._stream is not None,
             "is_up": self._breaker.is_up,
         }
+
+    def _begin_to_append(self, event: Event) -> "asyncio.Task[None]":
+        task = asyncio.create_task(self._append(event.dump()))
+        self._appending.add(task)
+        task.add_done_callback(self._appending.discard)
+        return task
+
+    async def _append(self, line: bytes) -> None:
+        assert self._stream is not None
+        with suppress(TierUnavailable), self._breaker.calling():
+            await self._stream.append(line)
+            return
+        self._journal.append(line)
 
     async def _grade_all(self) -> None:
         while (one := await self._ungraded.get()) is not None:

@@ -18,6 +18,7 @@ FLUSH_S = 1.0
 MAX_FLUSH_S = 15.0
 """Between attempts while the database is away."""
 BATCH = 500
+TIDY_S = 3600.0
 ORPHANS_S = 5.0
 """How often the journals of the dead are looked for."""
 
@@ -25,16 +26,22 @@ ORPHANS_S = 5.0
 class EventWriter:
     """Writes from time to time until `close`, then once more; what is left stays where it is.
 
-    add: `Events.add`, called in a thread. What it cannot hold is left out, and counted.
+    add: `Events.add`; what it cannot hold is left out, and counted. tidy: called every hour. Both
+    are called in threads.
     """
 
     def __init__(
-        self, journal: Journal, stream: Stream | None, add: Callable[[Sequence[Event]], None]
+        self,
+        journal: Journal,
+        stream: Stream | None,
+        add: Callable[[Sequence[Event]], None],
+        tidy: Callable[[], object],
     ) -> None:
-        self._journal, self._stream, self._add = journal, stream, add
+        self._journal, self._stream, self._add, self._tidy = journal, stream, add, tidy
         self._is_closing = asyncio.Event()
         self._read: list[Entry] = []
         self._next_orphans = 0.0
+        self._next_tidying = time.monotonic() + TIDY_S
         self.num_written = 0
         self.num_bad = 0
         """Events that could not be read, or that the database cannot hold."""
@@ -59,6 +66,7 @@ class EventWriter:
         try:
             await self._flush_journals()
             await self._flush_stream()
+            await self._tidy_up()
         except (CatalogUnavailable, CatalogConflict) as error:
             self.failures += 1
             log.warning("events of experiments are not written yet, and kept: %s", error)
@@ -105,6 +113,11 @@ class EventWriter:
         assert self._stream is not None
         self._read = await self._stream.read()
         return bool(self._read)
+
+    async def _tidy_up(self) -> None:
+        if time.monotonic() > self._next_tidying:
+            self._next_tidying = time.monotonic() + TIDY_S
+            await asyncio.to_thread(self._tidy)
 
     async def _write(self, lines: Sequence[bytes]) -> None:
         events = []
