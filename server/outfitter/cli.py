@@ -9,6 +9,7 @@ from outfitter.client import GatewayError
 from outfitter.commands import (
     access,
     bench,
+    experiments,
     export,
     files,
     imports,
@@ -23,6 +24,7 @@ from outfitter.commands import (
     store,
     tenants,
     transfers,
+    tune,
     usage,
     vectors,
 )
@@ -75,6 +77,7 @@ app.command()(bench.bench)
 app.command()(promotions.promote)
 app.command()(promotions.demote)
 app.command()(usage.usage)
+app.command(cls=tune.ManyVectors)(tune.tune)
 app.command()(sign.keygen)
 app.command()(sign.sign)
 app.command()(sign.verify)
@@ -84,6 +87,7 @@ app.add_typer(keys.key_commands, name="key")
 app.add_typer(oci.oci, name="oci")
 app.add_typer(store.store, name="store")
 app.add_typer(saved.loadout, name="loadout")
+app.add_typer(experiments.experiment, name="experiment")
 
 
 def _print_version(wanted: bool) -> None:

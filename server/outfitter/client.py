@@ -55,9 +55,8 @@ class GatewayClient:
         given = key or os.environ.get(KEY_VARIABLE) or ""
         if not (given.isascii() and given.isprintable()):
             raise GatewayError(f"unsupported {KEY_VARIABLE}; use a key such as ofk_…")
-        self._has_key = bool(given)
-        headers = {"authorization": f"Bearer {given}"} if given else {}
-        self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False, headers=headers)
+        self.headers = {"authorization": f"Bearer {given}"} if given else {}
+        self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False, headers=self.headers)
 
     def __enter__(self) -> Self:
         return self
@@ -111,6 +110,32 @@ class GatewayClient:
         """Forget a saved loadout, or one version of it."""
         return self.json("DELETE", _loadout_path(reference))
 
+    def experiments(self, query: Mapping[str, str | int]) -> dict[str, Any]:
+        """A page of the experiments."""
+        return self.json("GET", "/v1/experiments", params=dict(query))
+
+    def experiment(self, name: str, part: str = "") -> dict[str, Any]:
+        """An experiment, or a part of what is told of it, such as `versions`."""
+        return self.json("GET", _experiment_path(name, part))
+
+    def define_experiment(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Define an experiment. fields: as for `POST /v1/experiments`."""
+        return self.json("POST", "/v1/experiments", json=dict(fields))
+
+    def change_experiment(self, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Change fields of its definition."""
+        return self.json("PATCH", _experiment_path(name), json=dict(fields))
+
+    def act_on_experiment(
+        self, name: str, action: str, fields: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Let it `start`, `pause`, `stop` or `ship`."""
+        return self.json("POST", _experiment_path(name, action), json=dict(fields or {}))
+
+    def delete_experiment(self, name: str) -> dict[str, Any]:
+        """Forget one that does not run."""
+        return self.json("DELETE", _experiment_path(name))
+
     def json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         """The JSON object that is answered."""
         fields = _object(self.request(method, path, **options).content)
@@ -131,10 +156,10 @@ class GatewayClient:
                     raise GatewayError(f"{self.name} answers with more than {MAX_ANSWER} bytes")
             status, headers = response.status_code, response.headers
         if not 200 <= status < 300:
-            if status == 401 and not self._has_key:
+            if status == 401 and not self.headers:
                 text = f"{self.name} asks for a key (401); put one into {KEY_VARIABLE}"
                 raise GatewayRefused(text, status, "invalid_api_key")
-            raise _refusal(status, bytes(body))
+            raise refusal(status, bytes(body))
         headers.pop("content-encoding", None)  # it is decoded
         return httpx.Response(status, headers=headers, content=bytes(body))
 
@@ -154,6 +179,10 @@ def _loadout_path(reference: str) -> str:
     return f"/v1/loadouts/{quote(reference, safe='/@:')}"
 
 
+def _experiment_path(name: str, part: str = "") -> str:
+    return f"/v1/experiments/{quote(name, safe='/')}{'/' if part else ''}{part}"
+
+
 def _object(body: bytes) -> dict[str, Any] | None:
     try:
         fields = json.loads(body)
@@ -162,7 +191,8 @@ def _object(body: bytes) -> dict[str, Any] | None:
     return fields if isinstance(fields, dict) else None
 
 
-def _refusal(status: int, body: bytes) -> GatewayRefused:
+def refusal(status: int, body: bytes) -> GatewayRefused:
+    """The error that a body tells of, in OpenAI's form or any other."""
     error = (_object(body) or {}).get("error")
     told = error if isinstance(error, dict) else {}
     message = told.get("message")

@@ -34,7 +34,8 @@ class Ask:
     method: str
     make: Callable[[str], tuple[str, dict[str, Any]]]
     twins: str
-    """Which twins: `vectors`, `names`, `loadouts`, `loadout_names`, `uploads`, `fresh`."""
+    """Which twins: `vectors`, `names`, `loadouts`, `loadout_names`, `uploads`, `fresh`,
+    `experiments`."""
     status: int = 404
     key: str = "umbra"
 
@@ -97,9 +98,17 @@ def named(name: str) -> dict[str, Any]:
     return {"json": {"name": name, "task_vectors": {"umbra/mine": 1}}}
 
 
+def experiment(name: str, reference: object = None, **model: str) -> dict[str, Any]:
+    """A definition whose control names a reference."""
+    mix = model or {"task_vectors": {str(reference or "mine"): 1}}
+    other = {"key": "b", "task_vectors": {"umbra/mine": 1}}
+    return {"json": {"name": name, "variants": [{"key": "a", **mix}, other]}}
+
+
 ONE = {"umbra/mine": 1.0}
 ADMIN, OPERATE = Only("admin"), Only("operate")
 T, L, P = "/v1/task_vectors", "/v1/loadouts", "/v1/promotions"
+X = "/v1/experiments"
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 
 MATRIX: dict[tuple[str, str], list[Ask | Only | Nobodys]] = {
@@ -175,6 +184,36 @@ MATRIX: dict[tuple[str, str], list[Ask | Only | Nobodys]] = {
     ],
     ("GET", f"{L}/{{reference:path}}"): [Ask("GET", at(f"{L}/*"), "loadouts")],
     ("DELETE", f"{L}/{{reference:path}}"): [Ask("DELETE", at(f"{L}/*"), "loadouts")],
+    ("GET", f"{X}/{{name:path}}/access"): [Ask("GET", at(f"{X}/*/access"), "experiments")],
+    ("PUT", f"{X}/{{name:path}}/access"): [
+        Ask("PUT", at(f"{X}/*/access", json={"visibility": "public"}), "experiments"),
+    ],
+    ("POST", X): [
+        Ask("POST", by(X, lambda r: experiment("umbra/new", r)), "vectors"),
+        Ask("POST", by(X, lambda r: experiment("umbra/new", model=r)), "loadouts"),
+        Ask("POST", by(X, experiment), "fresh", 403),
+    ],
+    ("GET", X): [Nobodys(X), Nobodys(X, {"params": {"status": "draft"}})],
+    ("GET", f"{X}/{{name:path}}"): [Ask("GET", at(f"{X}/*"), "experiments")],
+    ("PATCH", f"{X}/{{name:path}}"): [
+        Ask("PATCH", at(f"{X}/*", json={"hypothesis": "x"}), "experiments"),
+        Ask("PATCH", at(f"{X}/*", json={"version": 9, "alpha": 7}), "experiments"),
+    ],
+    ("DELETE", f"{X}/{{name:path}}"): [Ask("DELETE", at(f"{X}/*"), "experiments")],
+    **{
+        ("POST", f"{X}/{{name:path}}/{action}"): [
+            Ask("POST", at(f"{X}/*/{action}", json=body), "experiments")
+            for body in ({**more}, {"version": 9, **more})
+        ]
+        for action, more in (
+            *(("start", {}), ("pause", {}), ("stop", {})),
+            ("ship", {"variant": "b", "as": "umbra/bot"}),
+        )
+    },
+    **{
+        ("GET", f"{X}/{{name:path}}/{part}"): [Ask("GET", at(f"{X}/*/{part}"), "experiments")]
+        for part in ("versions", "growthbook")
+    },
     ("POST", P): [
         OPERATE,
         Ask(

@@ -89,6 +89,12 @@ def _fill(world: World, root: Path) -> None:
     acme.put("/v1/task_vectors/acme/zebra/tags/stable", json={"version": 1})
     body = {"name": "acme/zebra-bot", "task_vectors": {"acme/zebra": 1}}
     assert acme.post("/v1/loadouts", json=body).status_code == 201
+    for name, action in (("acme/zebra-test", ""), ("acme/zebra-run", "start")):
+        mix = {"key": "b", "task_vectors": {"acme/zebra": 0.5}}
+        body = {"name": name, "variants": [{"key": "a", "model": "acme/zebra-bot"}, mix]}
+        assert acme.post("/v1/experiments", json=body).status_code == 201
+        if action:
+            assert acme.post(f"/v1/experiments/{name}/{action}").status_code == 200
     headers = {**TUS, "upload-length": "5"}
     upload = acme.post("/v1/uploads", headers=headers).headers["location"].rpartition("/")[2]
     umbra = world.client("umbra")
@@ -110,6 +116,10 @@ def _fill(world: World, root: Path) -> None:
             Twin(f"acme/zebra-bot{pin}", f"acme/qqqqq-bot{pin}") for pin in ("", "@1", "@9")
         ],
         "loadout_names": [Twin("acme/zebra-bot", "nobody/qqqqq-bot")],
+        "experiments": [
+            *(Twin(f"acme/zebra-{one}", f"acme/qqqqq-{one}") for one in ("test", "run")),
+            Twin("acme/zebra-run", "nobody/zebra-run"),
+        ],
         "uploads": [Twin(upload, secrets.token_hex(16))],
         "fresh": [Twin("acme/zebra", "nobody/zebra"), Twin("acme/new", "nobody/new")],
     }

@@ -59,16 +59,49 @@ DRAFT: Schema = {
 }
 SECONDS: Schema = {"type": ["number", "null"], "minimum": 0}
 ACCESS: Schema = {"visibility": {"enum": list(Visibility)}, "shared_with": TEXTS}
+VERSION: Schema = {"version": {"type": "integer", "minimum": 1}}
+_SHARE: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
+_OBJECT: Schema = {"type": ["object", "null"]}
+_OBJECTS: Schema = {"type": ["array", "null"], "items": {"type": "object"}}
+_VARIANT: Schema = {
+    "type": "object",
+    "properties": {
+        "key": {"type": "string"},
+        "model": {"type": "string"},
+        TASK_VECTORS: MIX,
+        "weight": {"type": "number", "minimum": 0},
+        "shadow": {"type": "number", "minimum": 0, "maximum": 1},
+    },
+    "required": ["key"],
+}
+EXPERIMENT: Schema = {
+    "name": {"type": "string", "example": "acme/tone"},
+    "hypothesis": TEXT_OR_NULL,
+    "variants": {"type": "array", "items": _VARIANT, "minItems": 2, "maxItems": 16},
+    "control": TEXT_OR_NULL,
+    "coverage": _SHARE,
+    **dict.fromkeys(("layer", "holdout", "unit", "automatic"), _OBJECT),
+    "primary": TEXT_OR_NULL,
+    **dict.fromkeys(("metrics", "guardrails", "ramp", "graders"), _OBJECTS),
+    "alpha": _SHARE,
+    "allocation": {"enum": ["fixed", "thompson"]},
+}
 _TEXT: Schema = {"type": ["string", "array", "object"]}
 _INPUTS = ("messages", "prompt", "input", "query", "documents", "text_1", "text_2", "tokens")
 
 
-def json_body(properties: Schema, *required: str, extra: bool = False) -> Schema:
-    """`openapi_extra` of a route. required: of the properties. extra: whether others may be."""
+def json_body(
+    properties: Schema, *required: str, extra: bool = False, optional: bool = False
+) -> Schema:
+    """`openapi_extra` of a route. required: of the properties. extra: whether others may be.
+
+    optional: whether there need be no body.
+    """
     schema: Schema = {"type": "object", "properties": properties, "additionalProperties": extra}
     if required:
         schema["required"] = list(required)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    content = {"application/json": {"schema": schema}}
+    return {"requestBody": {"required": not optional, "content": content}}
 
 
 def file_body(kind: str, **others: Schema) -> Schema:

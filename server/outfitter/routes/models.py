@@ -1,11 +1,14 @@
-"""The models that requests may name: the base, and every saved loadout that the key may see."""
+"""The models that requests may name: the base, saved loadouts, and experiments."""
 
 import asyncio
 
 from fastapi import APIRouter
 
+from outfitter.control.experiments.experiment import Experiment
+from outfitter.control.experiments.status import Status
 from outfitter.control.saved import OWNER, describe_model
 from outfitter.deps import GatewayDep, PrincipalDep, VectorsDep
+from outfitter.experiments.shown import describe_model as describe_experiment
 from outfitter.gateway import Gateway
 from outfitter.state.records import SavedLoadout
 from outfitter.vectors import Vectors
@@ -22,7 +25,9 @@ async def list_models(gateway: GatewayDep, vectors: VectorsDep) -> dict[str, obj
     """The models that requests may name. `has_more`: there are more than are listed."""
     saved, has_more = await asyncio.to_thread(_saved, gateway, vectors)
     base = gateway.config.name
+    experiments = await asyncio.to_thread(_experiments, gateway, vectors)
     data = [_base(gateway), *(describe_model(one, one.name, base) for one in saved)]
+    data += [describe_experiment(one, base) for one in experiments]
     return {"object": "list", "data": data, "has_more": has_more}
 
 
@@ -38,6 +43,12 @@ async def get_model(model: str, gateway: GatewayDep, principal: PrincipalDep) ->
 def _base(gateway: Gateway) -> dict[str, object]:
     fields = {"object": "model", "created": gateway.created, "owned_by": OWNER}
     return {"id": gateway.config.name, **fields, "root": gateway.config.name, "parent": None}
+
+
+def _experiments(gateway: Gateway, vectors: Vectors) -> list[Experiment]:
+    """The visible ones that serve somebody, by name."""
+    found = gateway.book.all(vectors.viewer)
+    return [one for one in found if one.status is not Status.DRAFT]
 
 
 def _saved(gateway: Gateway, vectors: Vectors) -> tuple[list[SavedLoadout], bool]:

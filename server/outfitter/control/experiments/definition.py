@@ -33,6 +33,8 @@ from taskvectors.spec import Reference
 
 FIXED, THOMPSON = ALLOCATIONS = ("fixed", "thompson")
 MAX_VARIANTS, MAX_METRICS, MAX_GRADERS, MAX_STEPS = 16, 32, 16, 32
+RESERVED = ("versions", "growthbook", "results", "events", "access", "veto")
+"""Parts of an experiment's own routes, which no name may end in."""
 FIELDS = (
     *("name", "hypothesis", "variants", "control", "coverage", "layer", "holdout", "unit"),
     *("metrics", "primary", "guardrails", "alpha", "ramp", "allocation", "graders", "automatic"),
@@ -175,6 +177,8 @@ def parse_name(fields: Fields) -> str:
         reference = Reference()
     if reference.path != name:
         raise fields.wrong("name", "name or namespace/name, such as acme/tone")
+    if reference.namespace and reference.name in RESERVED:
+        raise fields.wrong("name", f"no name that ends in {', '.join(RESERVED)}")
     return name
 
 
