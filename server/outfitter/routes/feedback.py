@@ -7,16 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from outfitter.control.experiments.feedback import (
-    FIELDS,
     MAX_LABEL,
-    MAX_LINES,
     MAX_VALUE,
     Feedback,
     parse_lines,
 )
 from outfitter.control.resolve import parse_body
 from outfitter.deps import GatewayDep, PrincipalDep
-from outfitter.errors import ApiError
 from outfitter.routes.body import read_body
 from outfitter.routes.documented import Schema, json_body
 
@@ -48,15 +45,7 @@ async def send(request: Request, gateway: GatewayDep, principal: PrincipalDep) -
     if kind in JSON_LINES:
         given = await asyncio.to_thread(parse_lines, raw)
     else:
-        given = [Feedback.parse(_object(raw))]
+        given = [Feedback.parse(parse_body(raw))]
     add, at = gateway.events.add_feedback, time.time()
     await asyncio.to_thread(add, principal.tenant, given, at)
     return {"object": "feedback", "received": len(given)}
-
-
-def _object(raw: bytes) -> dict[str, object]:
-    body = parse_body(raw)
-    if not body:
-        message = f"the body must be an object with {', '.join(FIELDS)}; up to {MAX_LINES} lines"
-        raise ApiError(400, f"{message} of that are sent as {JSON_LINES[0]}", "invalid_json")
-    return body
