@@ -23,6 +23,7 @@ from outfitter.commands import (
     store,
     tenants,
     transfers,
+    tune,
     usage,
     vectors,
 )
@@ -75,6 +76,7 @@ app.command()(bench.bench)
 app.command()(promotions.promote)
 app.command()(promotions.demote)
 app.command()(usage.usage)
+app.command(cls=tune.ManyVectors)(tune.tune)
 app.command()(sign.keygen)
 app.command()(sign.sign)
 app.command()(sign.verify)

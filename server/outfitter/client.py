@@ -55,9 +55,8 @@ class GatewayClient:
         given = key or os.environ.get(KEY_VARIABLE) or ""
         if not (given.isascii() and given.isprintable()):
             raise GatewayError(f"unsupported {KEY_VARIABLE}; use a key such as ofk_…")
-        self._has_key = bool(given)
-        headers = {"authorization": f"Bearer {given}"} if given else {}
-        self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False, headers=headers)
+        self.headers = {"authorization": f"Bearer {given}"} if given else {}
+        self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False, headers=self.headers)
 
     def __enter__(self) -> Self:
         return self
@@ -131,10 +130,10 @@ class GatewayClient:
                     raise GatewayError(f"{self.name} answers with more than {MAX_ANSWER} bytes")
             status, headers = response.status_code, response.headers
         if not 200 <= status < 300:
-            if status == 401 and not self._has_key:
+            if status == 401 and not self.headers:
                 text = f"{self.name} asks for a key (401); put one into {KEY_VARIABLE}"
                 raise GatewayRefused(text, status, "invalid_api_key")
-            raise _refusal(status, bytes(body))
+            raise refusal(status, bytes(body))
         headers.pop("content-encoding", None)  # it is decoded
         return httpx.Response(status, headers=headers, content=bytes(body))
 
@@ -162,7 +161,8 @@ def _object(body: bytes) -> dict[str, Any] | None:
     return fields if isinstance(fields, dict) else None
 
 
-def _refusal(status: int, body: bytes) -> GatewayRefused:
+def refusal(status: int, body: bytes) -> GatewayRefused:
+    """The error that a body tells of, in OpenAI's form or any other."""
     error = (_object(body) or {}).get("error")
     told = error if isinstance(error, dict) else {}
     message = told.get("message")
