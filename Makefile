@@ -12,6 +12,9 @@ STORE ?= $(CACHE)/store
 HOST ?= 127.0.0.1
 PORT ?= 8100
 DTYPE ?= float32
+# Processes that share the tests; one of them has the real engine beside it, in all up to 15 GB.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 # Room for a synthetic pair of 1.5 billion parameters, 12 GB.
 SCRATCH ?= $(CACHE)/scratch
 
@@ -30,7 +33,7 @@ demo: $(VENV)/.serve
 	done
 
 test: $(VENV)/.test check $(MODEL)/config.json
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)/.test $(MODEL)/config.json
 	$(BIN)/python -m pytest -m "not gpu"

@@ -17,6 +17,21 @@ settings.register_profile("repeat", deadline=None, derandomize=True)
 settings.load_profile("repeat")
 
 
+ENGINE = "tests/end_to_end/"
+"""Its tests share servers of the real engine, so one process runs them all: it begins with them."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For `pytest -n 2 --dist loadgroup --no-loadscope-reorder`: a file is a group."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    items.sort(key=lambda item: not item.nodeid.startswith(ENGINE))
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(ENGINE if file.startswith(ENGINE) else file))
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Valkey server that all tests share; use `redis_prefix` for keys."""

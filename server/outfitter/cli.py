@@ -9,6 +9,7 @@ from outfitter.client import GatewayError
 from outfitter.commands import (
     access,
     bench,
+    experiments,
     export,
     files,
     imports,
@@ -86,6 +87,7 @@ app.add_typer(keys.key_commands, name="key")
 app.add_typer(oci.oci, name="oci")
 app.add_typer(store.store, name="store")
 app.add_typer(saved.loadout, name="loadout")
+app.add_typer(experiments.experiment, name="experiment")
 
 
 def _print_version(wanted: bool) -> None:

@@ -110,6 +110,32 @@ class GatewayClient:
         """Forget a saved loadout, or one version of it."""
         return self.json("DELETE", _loadout_path(reference))
 
+    def experiments(self, query: Mapping[str, str | int]) -> dict[str, Any]:
+        """A page of the experiments."""
+        return self.json("GET", "/v1/experiments", params=dict(query))
+
+    def experiment(self, name: str, part: str = "") -> dict[str, Any]:
+        """An experiment, or a part of what is told of it, such as `versions`."""
+        return self.json("GET", _experiment_path(name, part))
+
+    def define_experiment(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Define an experiment. fields: as for `POST /v1/experiments`."""
+        return self.json("POST", "/v1/experiments", json=dict(fields))
+
+    def change_experiment(self, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Change fields of its definition."""
+        return self.json("PATCH", _experiment_path(name), json=dict(fields))
+
+    def act_on_experiment(
+        self, name: str, action: str, fields: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Let it `start`, `pause`, `stop` or `ship`."""
+        return self.json("POST", _experiment_path(name, action), json=dict(fields or {}))
+
+    def delete_experiment(self, name: str) -> dict[str, Any]:
+        """Forget one that does not run."""
+        return self.json("DELETE", _experiment_path(name))
+
     def json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         """The JSON object that is answered."""
         fields = _object(self.request(method, path, **options).content)
@@ -151,6 +177,10 @@ def _path(reference: str) -> str:
 
 def _loadout_path(reference: str) -> str:
     return f"/v1/loadouts/{quote(reference, safe='/@:')}"
+
+
+def _experiment_path(name: str, part: str = "") -> str:
+    return f"/v1/experiments/{quote(name, safe='/')}{'/' if part else ''}{part}"
 
 
 def _object(body: bytes) -> dict[str, Any] | None:

@@ -80,6 +80,8 @@ _ANTHROPIC = {
     503: "overloaded_error",
 }
 
+REFUSALS = (401, 403, 407)
+"""Of the engine they are about the gateway, not about its client, whom the gateway has let in."""
 MAX_MESSAGE = 1000
 _LONG_QUOTE = re.compile(r"""'[^']{201,}'|"[^"]{201,}\"""")
 
@@ -203,3 +205,9 @@ def engine_died(status: int = 502) -> ApiError:
     """The engine went away while it was answering."""
     message = "the engine stopped while it was answering; it is being restarted: try again"
     return ApiError(status, message, "engine_died", headers={"retry-after": "5"})
+
+
+def engine_refused(status: int, message: str) -> ApiError:
+    """The engine does not let the gateway in; status: one of `REFUSALS`."""
+    told = f"the engine refused the gateway itself ({status}): {message}"
+    return ApiError(502, told, "engine_refused")

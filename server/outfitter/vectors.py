@@ -13,6 +13,7 @@ from outfitter.control import rights
 from outfitter.control.resolve import ResolvedVector
 from outfitter.control.rights import Kind, Viewer
 from outfitter.control.selection import Modules
+from outfitter.state import experiments
 from outfitter.state.catalog import Catalog, catalog_url
 from outfitter.state.changes import Changes
 from outfitter.state.facts import facts_of
@@ -275,6 +276,9 @@ class Vectors:
         name = plain_name(path)
         if kind is Kind.LOADOUT:
             found = self.loadout(Reference.parse(name)).name
+        elif kind is Kind.EXPERIMENT:
+            with self.catalog.database.reading() as session:
+                found = experiments.find(session, name, self.viewer).name
         else:
             found = self.version(Reference.parse(name)).name
         rights.check_change(self.viewer, found)

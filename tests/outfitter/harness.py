@@ -51,19 +51,19 @@ class Running:
 
     @property
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30)
+        return httpx.Client(base_url=self.url, timeout=60)
 
     def holding(self, key: str) -> httpx.Client:
         """A client that sends a key."""
         headers = {"authorization": f"Bearer {key}"}
-        return httpx.Client(base_url=self.url, timeout=30, headers=headers)
+        return httpx.Client(base_url=self.url, timeout=60, headers=headers)
 
     def wait_ready(self) -> "Running":
-        wait_for(lambda: httpx.get(f"{self.url}/health/ready").status_code == 200)
+        wait_for(lambda: httpx.get(f"{self.url}/health/ready", timeout=60).status_code == 200)
         return self
 
 
-def wait_for(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_for(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "waited too long"

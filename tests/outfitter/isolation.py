@@ -184,6 +184,10 @@ MATRIX: dict[tuple[str, str], list[Ask | Only | Nobodys]] = {
     ],
     ("GET", f"{L}/{{reference:path}}"): [Ask("GET", at(f"{L}/*"), "loadouts")],
     ("DELETE", f"{L}/{{reference:path}}"): [Ask("DELETE", at(f"{L}/*"), "loadouts")],
+    ("GET", f"{X}/{{name:path}}/access"): [Ask("GET", at(f"{X}/*/access"), "experiments")],
+    ("PUT", f"{X}/{{name:path}}/access"): [
+        Ask("PUT", at(f"{X}/*/access", json={"visibility": "public"}), "experiments"),
+    ],
     ("POST", X): [
         Ask("POST", by(X, lambda r: experiment("umbra/new", r)), "vectors"),
         Ask("POST", by(X, lambda r: experiment("umbra/new", model=r)), "loadouts"),

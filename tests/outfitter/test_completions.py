@@ -228,7 +228,7 @@ def test_a_body_over_the_limit_is_rejected(client: httpx.Client) -> None:
     [
         ("vllm error", 400, "bad base-model"),
         ("detail error", 422, "no such thing"),
-        ("bare error", 401, "Unauthorized"),
+        ("bare error", 502, "the engine refused the gateway itself (401): Unauthorized"),
         ("text error", 500, "Internal Server Error at the engine"),
     ],
 )

@@ -187,7 +187,7 @@ def test_what_is_refused_names_the_field(acme: httpx.Client) -> None:
         (
             {"variants": [CONTROL, {"key": "b", "model": "acme/none"}]},
             404,
-            "model_not_found",
+            "task_vector_not_found",
             "variants[1].model",
         ),
         (
@@ -219,6 +219,22 @@ def test_who_may_what(keyed: tuple[Running, dict[str, str]], acme: httpx.Client)
     with gateway.holding(keys["umbra"]) as umbra:
         for answer in (umbra.get(f"{X}/acme/rights"), umbra.post(f"{X}/acme/rights/start")):
             refused(answer, 404, "experiment_not_found", None)
+
+
+def test_sharing(keyed: tuple[Running, dict[str, str]], acme: httpx.Client) -> None:
+    """Whoever an experiment is shared with may see and use it, and change nothing."""
+    gateway, keys = keyed
+    made(acme, "acme/shared", "start")
+    path = f"{X}/acme/shared"
+    answer = acme.put(f"{path}/access", json={"shared_with": ["umbra"]})
+    assert answer.json()["shared_with"] == ["umbra"], answer.text
+    assert acme.get(f"{path}/access").json()["visibility"] == "private"
+    with gateway.holding(keys["umbra"]) as umbra:
+        assert umbra.get(path).json()["status"] == "running"
+        chat = {"model": "exp:acme/shared", "messages": [{"role": "user", "content": "hi"}]}
+        assert umbra.post("/v1/chat/completions", json=chat).status_code == 200
+        for answer in (umbra.post(f"{path}/stop"), umbra.get(f"{path}/versions")):
+            refused(answer, 403, "not_your_namespace", None)
 
 
 def test_deleting(acme: httpx.Client) -> None:

@@ -39,7 +39,9 @@ class Served:
     def set_clock(self, now: float) -> None:
         self.quotas._clock = lambda: now
 
-    def ask(self, prompt: str = "hi", tenant: str = "open", **fields: object) -> httpx.Response:
+    def ask(
+        self, prompt: str | list[str] = "hi", tenant: str = "open", **fields: object
+    ) -> httpx.Response:
         body = {"model": "base-model", "prompt": prompt, **fields}
         return self.client.post("/v1/completions", json=body, headers={"x-tenant": tenant})
 
@@ -101,6 +103,16 @@ def background() -> Iterator[Callable[..., "Future[httpx.Response]"]]:
         yield pool.submit
 
 
+@contextlib.contextmanager
+def leaving(served: Served, **fields: object) -> Iterator[None]:
+    """A client that asks, and leaves at the end of the block."""
+    with socket.create_connection(("127.0.0.1", httpx.URL(served.url).port)) as connection:
+        body = json.dumps({"model": "base-model", **fields}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        yield
+
+
 def ratelimit(response: httpx.Response) -> dict[str, str]:
     return {k[12:]: v for k, v in response.headers.items() if k.startswith("x-ratelimit-")}
 
@@ -158,7 +170,7 @@ def test_tokens_are_charged_afterwards_and_streams_are_never_cut(serve: Serve) -
     assert text.endswith("data: [DONE]\n\n")
     assert refused.status_code == 429
     assert refused.json()["error"]["type"] == "tokens"
-    assert "tokens_per_minute: limit 100, used 120" in refused.json()["error"]["message"]
+    assert "tokens_per_minute: limit 100, used 122" in refused.json()["error"]["message"]
     assert ratelimit(refused)["remaining-tokens"] == "0"
     served.set_clock(NOW + 60)
     answer = served.ask()
@@ -170,6 +182,37 @@ def test_tokens_are_charged_afterwards_and_streams_are_never_cut(serve: Serve) -
     assert "tokens_per_day: limit 150, used 169" in served.ask().json()["error"]["message"]
     served.set_clock(NOW + 86_400)
     assert served.ask().status_code == 200
+
+
+def test_a_prompt_is_charged_when_it_is_sent_and_put_right_at_the_end(serve: Serve) -> None:
+    """Whoever leaves early has paid for it; who is answered pays what the engine counted."""
+    served = serve({"tokens_per_minute": 10_000})
+
+    def left() -> int:
+        return int(ratelimit(served.ask(model="base-model"))["remaining-tokens"])
+
+    assert left() == 10_000
+    assert left() == 9995
+    with leaving(served, prompt=["x" * 4000, "hang"]):
+        wait_for(lambda: served.stats()["running"] == 1)
+        assert left() == 9990 - 1001
+    wait_for(lambda: served.stats()["running"] == 0)
+    assert served.ask(["x" * 400, "vllm error"]).status_code == 400
+    assert left() == 9985 - 1001
+    assert served.stats()["tenants"]["open"]["tokens"] == 4 * 5 + 1001
+
+
+def test_a_prompt_that_was_charged_in_another_minute_is_not_taken_back_in_this_one(
+    serve: Serve,
+) -> None:
+    """What is more than the estimate counts when the answer has ended."""
+    served = serve({"tokens_per_minute": 1000})
+    with background() as start:
+        job = start(served.ask, "sleep 1" + " " * 393)
+        wait_for(lambda: served.stats()["running"] == 1)
+        served.set_clock(NOW + 60)
+        assert job.result().status_code == 200
+    assert ratelimit(served.ask())["remaining-tokens"] == "1000"
 
 
 def test_an_error_of_the_engine_has_the_headers_too(serve: Serve) -> None:
@@ -270,12 +313,7 @@ def test_a_client_that_leaves_the_queue_frees_its_place(serve: Serve) -> None:
     with background() as start:
         first = start(served.ask, "sleep 1.5")
         wait_for(lambda: served.stats()["running"] == 1)
-        with socket.create_connection(("127.0.0.1", httpx.URL(served.url).port)) as connection:
-            body = json.dumps({"model": "base-model", "prompt": "hang"}).encode()
-            head = (
-                f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-            )
-            connection.sendall(head.encode() + body)
+        with leaving(served, prompt="hang"):
             wait_for(lambda: served.stats()["waiting"] == 1)
         wait_for(lambda: served.stats()["waiting"] == 0, 1.0)
         assert not first.done()

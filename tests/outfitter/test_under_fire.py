@@ -18,11 +18,9 @@ DONE, EVENT = b"data: [DONE]", b'data: {"choices":[]}'
 ERROR = b'data: {"error":{"message":"m","type":"t","param":null,"code":"engine_died"}}'
 
 
-@pytest.mark.slow
 def test_under_fire_every_request_has_one_ending_and_the_books_close() -> None:
-    """Twenty seconds, with a fixed seed."""
-    print(f"seed {SEED}")
-    found, book = fight(Plan(20.0, SEED, clients=32))
+    """A few seconds, with a fixed seed, in which each of the three servers is killed."""
+    found, book = fight(Plan(6.0, SEED, clients=24))
     assert book.problems == []
     assert set(found["kills"]) == {"engine", "valkey", "postgres"}
     ends = found["ends"]

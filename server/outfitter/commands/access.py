@@ -1,4 +1,4 @@
-"""`outfitter access`: who may see and use a task vector or a saved loadout."""
+"""`outfitter access`: who may see and use a task vector, a saved loadout or an experiment."""
 
 import json
 from typing import Annotated
@@ -8,6 +8,7 @@ import typer
 from outfitter.commands.accounts import DatabaseOption, JsonOption, KeyOption, open_accounts
 from outfitter.commands.console import say
 from outfitter.commands.places import StoreOption, UrlOption
+from outfitter.config import InvalidConfig
 from outfitter.control.rights import Kind, Visibility
 
 
@@ -25,14 +26,19 @@ def access(
     loadout: Annotated[
         bool, typer.Option("--loadout", help="A saved loadout, not a task vector.")
     ] = False,
+    experiment: Annotated[
+        bool, typer.Option("--experiment", help="An experiment, not a task vector.")
+    ] = False,
     url: UrlOption = None,
     key: KeyOption = None,
     store: StoreOption = None,
     database_url: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show or change who may use a task vector or a saved loadout, beside its owner."""
-    kind = Kind.LOADOUT if loadout else Kind.TASK_VECTOR
+    """Show or change who may use a task vector, a saved loadout or an experiment."""
+    if loadout and experiment:
+        raise InvalidConfig("--loadout and --experiment exclude each other; choose one")
+    kind = Kind.LOADOUT if loadout else Kind.EXPERIMENT if experiment else Kind.TASK_VECTOR
     with open_accounts(url, store, key, database_url) as place:
         found = place.access(kind, name)
         body: dict[str, object] = {}

@@ -17,9 +17,10 @@ class Outcome:
     `base` or `sha256:…`. began, first_token, last_token, ended: seconds on the monotonic clock; the
     tokens' only of a stream. status: of the answer; that of a stream's error event if it ended with
     one, 499 if the client left. code: of the error, if it was one of ours. charged: tokens that it
-    was taken for when its turn came, None if that never did. num_events: those of a stream that
-    brought tokens. tokens are what the engine counted, or for a stream that was cut the events
-    seen.
+    was taken for when its turn came, None if that never did. estimate: tokens of its prompt,
+    charged at sent_at, Unix time, when it went to the engine. num_events: those of a stream that
+    brought tokens. tokens are what the engine counted; for a stream that was cut the events seen,
+    and where the client left, the estimate of the prompt.
     """
 
     request_id: str
@@ -38,6 +39,8 @@ class Outcome:
     status: int = 0
     code: str | None = None
     charged: float | None = None
+    estimate: int = 0
+    sent_at: float = 0.0
     num_events: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0

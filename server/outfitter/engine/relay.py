@@ -9,7 +9,14 @@ from typing import Any
 import aiohttp
 
 from outfitter.engine.hidden import Fingerprint
-from outfitter.errors import ApiError, engine_died, shorten, unavailable
+from outfitter.errors import (
+    REFUSALS,
+    ApiError,
+    engine_died,
+    engine_refused,
+    shorten,
+    unavailable,
+)
 from taskvectors.errors import EngineUnavailable
 
 log = logging.getLogger(__name__)
@@ -112,6 +119,8 @@ class Relay:
         told = fields.get("error")
         error = told if isinstance(told, dict) else {}
         message = shorten(str(error.get("message", f"the engine answers {path} with {status}")))
+        if status in REFUSALS:
+            raise engine_refused(status, message)
         headers = {"retry-after": "5"} if status == 503 else {}
         raise ApiError(status, message, error.get("code"), error.get("param"), headers=headers)
 

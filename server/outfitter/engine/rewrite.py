@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 
 from outfitter.control.surface import MODEL_HOLDERS, Dialect
 from outfitter.engine.regular import RegularEvents, head_of
-from outfitter.errors import ApiError, anthropic_type, engine_died, type_for_status
+from outfitter.errors import (
+    REFUSALS,
+    ApiError,
+    anthropic_type,
+    engine_died,
+    engine_refused,
+    type_for_status,
+)
 
 _MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]')
@@ -160,6 +167,8 @@ def translate_error(status: int, body: bytes, identity: Identity) -> ApiError:
     message = identity.scrub(_message(error)) or f"the engine answered with status {status}"
     if message.startswith(_CORE_DIED):
         return engine_died()
+    if status in REFUSALS:
+        return engine_refused(status, message)
     code, param, kind = error.get("code"), error.get("param"), error.get("type")
     return ApiError(
         status,

@@ -110,6 +110,15 @@ class Quotas:
             if not ticket.is_carried:
                 ticket.close()
 
+    def sent(self, outcome: Outcome, estimate: int) -> None:
+        """Charge the prompt of a request that goes to the engine now, so that who leaves has paid.
+
+        estimate: its tokens; `observe` puts it right by what the engine counted.
+        """
+        outcome.estimate, outcome.sent_at = estimate, self._clock()
+        tenant = outcome.principal.tenant
+        self._charge(tenant, lambda window: estimate)  # noqa: ARG005
+
     @property
     def num_waiting(self) -> int:
         """Requests that wait for their turn."""
@@ -123,14 +132,13 @@ class Quotas:
             has_left = outcome.status == CLIENT_LEFT  # what the engine did for it is not known
             self._queue.settle(tenant, max(tokens, charged) if has_left else tokens, charged)
         self._of(tenant).tokens += tokens
-        windows = [w for w in windows_of(self.limits_of(tenant)) if w.kind == TOKENS]
-        if not windows or not tokens:
-            return
-        now = self._clock()
-        counts = [_count_of(window, tenant, now, tokens) for window in windows]
-        task = asyncio.create_task(self._counters.count(counts, timeout_s=CHARGE_TIMEOUT_S))
-        self._charges.add(task)
-        task.add_done_callback(self._charges.discard)
+        now, more = self._clock(), tokens - outcome.estimate
+
+        def rest(window: Window) -> int:
+            is_same = window.number(tenant, outcome.sent_at) == window.number(tenant, now)
+            return more if is_same else max(0, more)
+
+        self._charge(tenant, rest)
 
     def require_room(self, principal: Principal, nbytes: int, digest: str | None = None) -> None:
         """Raise ApiError (403) unless a tenant may store so many bytes more; may block.
@@ -232,6 +240,16 @@ class Quotas:
             raise self._queue.at_limit(place.tenant, self._max_wait_s)
         else:
             raise self._queue.busy(f"no turn within {self._max_wait_s:g} s")
+
+    def _charge(self, tenant: str, amount_of: Callable[[Window], int]) -> None:
+        """Count tokens, by window; nobody waits for it."""
+        now = self._clock()
+        windows = [w for w in windows_of(self.limits_of(tenant)) if w.kind == TOKENS]
+        counts = [_count_of(w, tenant, now, amount_of(w)) for w in windows if amount_of(w)]
+        if counts:
+            task = asyncio.create_task(self._counters.count(counts, timeout_s=CHARGE_TIMEOUT_S))
+            self._charges.add(task)
+            task.add_done_callback(self._charges.discard)
 
     def _leave(self, place: Place) -> None:
         for served in self._queue.leave(place):

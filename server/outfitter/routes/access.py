@@ -1,4 +1,4 @@
-"""Who may see a task vector or a saved loadout: said by its owner, name by name.
+"""Who may see a task vector, a saved loadout or an experiment: said by its owner, name by name.
 
 `GET` may be read in two ways, as in downloads: if there is no `a`, `a/access` is a vector.
 """
@@ -55,6 +55,22 @@ async def set_loadout_access(
     return await _put(request, gateway, vectors, by, Kind.LOADOUT, name)
 
 
+@router.get("/experiments/{name:path}/access")
+async def experiment_access(
+    name: str, gateway: GatewayDep, vectors: VectorsDep
+) -> dict[str, object]:
+    """Who may see and use an experiment, for its owner."""
+    return await _get(gateway, vectors, Kind.EXPERIMENT, name)
+
+
+@router.put("/experiments/{name:path}/access", openapi_extra=json_body(ACCESS))
+async def set_experiment_access(
+    name: str, request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
+) -> dict[str, object]:
+    """Say who may see and use an experiment; a field that is not given stays."""
+    return await _put(request, gateway, vectors, by, Kind.EXPERIMENT, name)
+
+
 def describe_access(kind: Kind, name: str, access: Access) -> dict[str, object]:
     """Who may see a name, as the API shows it."""
     return {
@@ -85,7 +101,7 @@ async def _get(gateway: Gateway, vectors: Vectors, kind: Kind, name: str) -> dic
     try:
         owned = await asyncio.to_thread(vectors.check_owned, kind, name)
     except VectorNotFound:
-        if "/" in name:
+        if "/" in name or kind is Kind.EXPERIMENT:
             raise
         try:
             return await asyncio.to_thread(_named_access, vectors, kind, f"{name}/access")

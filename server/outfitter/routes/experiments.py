@@ -20,7 +20,7 @@ from outfitter.control.experiments.status import PAUSE, START, STOP, Status
 from outfitter.control.experiments.steps import paused, started, stopped
 from outfitter.control.principal import Scope
 from outfitter.control.resolve import parse_body
-from outfitter.control.rights import check_scope, viewer_of
+from outfitter.control.rights import check_change, check_scope, viewer_of
 from outfitter.deps import ByDep, GatewayDep, PrincipalDep
 from outfitter.errors import ApiError
 from outfitter.experiments.book import Decide
@@ -47,8 +47,9 @@ async def create(request: Request, gateway: GatewayDep, by: ByDep) -> dict[str, 
     """Define an experiment. It is a draft, and serves nobody until it is started."""
     definition = Definition.parse(parse_body(await read_body(request, MAX_BODY_BYTES)))
     viewer = viewer_of(by.principal)
+    check_change(viewer, definition.name)  # before a variant is looked up in the owner's name
     check_automatic(by.principal, definition)
-    await pinned(gateway, by.principal, definition)
+    await pinned(gateway, definition)
     return describe(await asyncio.to_thread(gateway.book.create, by, viewer, definition))
 
 
@@ -110,7 +111,7 @@ async def edit(name: str, request: Request, gateway: GatewayDep, by: ByDep) -> d
     new = edited(old, changes)
     check_automatic(by.principal, new.definition)
     if new.status is Status.DRAFT:
-        await pinned(gateway, by.principal, new.definition)
+        await pinned(gateway, new.definition)
     return await _changed(gateway, by, name, "edit", lambda one: edited(one, changes), expected)
 
 
@@ -123,7 +124,7 @@ async def start(name: str, request: Request, gateway: GatewayDep, by: ByDep) -> 
     expected = await _body_version(request)
     old = await asyncio.to_thread(gateway.book.owned, viewer_of(by.principal), name)
     check_automatic(by.principal, old.definition)
-    pins = dict(old.pins) or await pinned(gateway, by.principal, old.definition)
+    pins = dict(old.pins) or await pinned(gateway, old.definition)
     now, version = int(time.time()), old.version if expected is None else expected
     decide: Decide = lambda one: started(one, pins, now)  # noqa: E731
     answer = await _changed(gateway, by, name, START, decide, version)

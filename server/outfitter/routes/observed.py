@@ -46,6 +46,8 @@ class Observed:
         if outcome.ended is not None:
             return
         outcome.ended, outcome.status, outcome.code = time.monotonic(), status, code
+        if status == CLIENT_LEFT and not outcome.prompt_tokens:  # the engine tells at the end only
+            outcome.prompt_tokens = outcome.estimate
         self._in_flight.requests -= 1
         for observer in (*self._observers, self.then):
             try:

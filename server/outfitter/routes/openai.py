@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from outfitter.control.estimate import prompt_tokens
 from outfitter.control.experiments.choice import (
     Choice,
     check_no_vectors,
@@ -96,6 +97,7 @@ async def _relay(route: Route, request: Request, gateway: Gateway, observed: Obs
     )
     async with gateway.quotas.admitted(principal, request) as ticket:
         outcome.charged = ticket.charged
+        gateway.quotas.sent(outcome, 0 if route.is_tokens else prompt_tokens(body))
         question = question.admitted(ticket.engine_headers)
         if choice is not None:
             outcome.exposure = choice.exposure

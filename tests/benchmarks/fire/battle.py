@@ -50,8 +50,8 @@ class Plan:
     @property
     def gap(self) -> tuple[float, float]:
         """Longer where there is more time: an engine takes up to 30 s to be started again."""
-        least = min(20.0, max(3.0, self.seconds / 25))
-        return least, min(100.0, max(7.0, self.seconds / 6))
+        least = min(20.0, max(1.5, self.seconds / 25))
+        return least, min(100.0, max(3.0, self.seconds / 6))
 
     @property
     def interval(self) -> float:

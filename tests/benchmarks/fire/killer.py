@@ -1,4 +1,7 @@
-"""Kills the engine, Valkey and PostgreSQL at random moments, and starts the servers again."""
+"""Kills the engine, Valkey and PostgreSQL at random moments, and starts the servers again.
+
+Each is killed at least once, however soon the run is told to stop.
+"""
 
 import asyncio
 import contextlib
@@ -28,7 +31,7 @@ class Killer:
         """When what was killed: seconds on the monotonic clock."""
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Strike until told to stop; everything runs again afterwards."""
+        """Strike until told to stop, and each at least once; everything runs again afterwards."""
         site = self._site
         await asyncio.gather(
             self._strike(stopping, "engine", ENGINE_RARER, self._kill_engine, lambda: None),
@@ -45,7 +48,7 @@ class Killer:
         start: Callable[[], object],
     ) -> None:
         dice = random.Random(self._dice.random())
-        while not await _is_set(stopping, rarer * dice.uniform(*self._gap)):
+        while not await _is_set(stopping, rarer * dice.uniform(*self._gap)) or not self.kills[name]:
             moment = time.monotonic()
             if not await asyncio.to_thread(kill):
                 continue
