@@ -8,6 +8,7 @@ from pathlib import Path
 
 from outfitter import urls
 from outfitter.control.limits import LimitsBook
+from outfitter.control.prices import Prices
 from outfitter.errors import InvalidLimits
 from taskvectors.errors import InvalidReference
 from taskvectors.spec import Reference
@@ -99,6 +100,8 @@ class GatewayConfig:
     max_wait_s: float = 60.0
     limits: LimitsBook = field(default_factory=LimitsBook)
     """Of tenants that have none of their own."""
+    prices: Prices = field(default_factory=Prices)
+    """What experiments take tokens to cost."""
     max_model_len: int | None = None
     model_as_given: str | None = None
     """What --model said; clients may name the model so, as with vLLM itself."""
@@ -137,6 +140,8 @@ class GatewayConfig:
             ("--quarantine-bytes", self.quarantine_bytes + 1),
         ):
             _require(value > 0, option, value, "use a positive number")
+        for name, price in vars(self.prices).items():
+            _require(0 <= price < 1e9, f"--price-{name}", price, "use 0 or more")
         self._check_connections()
         check_state(self.database_url, self.tiers)
         self._check_auth()

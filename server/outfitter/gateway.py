@@ -38,6 +38,7 @@ from outfitter.engine.supervisor import State, Supervisor
 from outfitter.engine.warming import Warming
 from outfitter.errors import unavailable
 from outfitter.experiments.book import Book
+from outfitter.experiments.events.recorder import Recorder
 from outfitter.experiments.registry import Registry
 from outfitter.experiments.shadow import Shadows
 from outfitter.experiments.variants import Variants
@@ -48,6 +49,7 @@ from outfitter.observers.usage import UsageLedger
 from outfitter.opening import open_quotas, open_store, prepare_base
 from outfitter.quotas.quotas import Quotas
 from outfitter.slots import Slots
+from outfitter.state.events import Events
 from outfitter.state.records import SavedLoadout
 from outfitter.state.usage import UsageTable
 from outfitter.vectors import Base, Vectors
@@ -118,6 +120,15 @@ class Gateway:
         database = self.vectors.catalog.database
         self.usage = UsageLedger(UsageTable(database).add, self.config.name)
         self.accounts = Accounts(database, self.vectors.resolver, Limits.parse)
+        self.events = Events(database)
+        self.recorder = Recorder(
+            self.config.store / "events",
+            self.events.add,
+            self.events.tidy,
+            self.config.prices,
+            self.config.tiers.redis_url,
+            self.config.tiers.redis_prefix,
+        )
         self.trail = Flusher(self.accounts.flush)
         self.book = Book(database, self.vectors.resolver)
         self.variants = Variants(self.vectors, self.accounts.owner_of, self.config.served_names)
@@ -126,7 +137,8 @@ class Gateway:
             self.quotas.limits_of = self._limits_of
             self.quotas.namespaces_of = self.accounts.keyring.namespaces_of
         counting = (self.quotas.observe, self.metrics, self.usage, self.accounts.uses.observe)
-        self.observers += counting
+        self.observers += (*counting, self.recorder)
+        self.shadow_observers.append(self.recorder)
 
     def _limits_of(self, tenant: str) -> Limits:
         """What an administrator said of a tenant, over what the file of limits says."""
@@ -322,7 +334,7 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
         gateway = Gateway(config, hooks, vectors, quotas, tracing=tracing)
         for executor in (gateway.planners, gateway.authenticators):
             stack.callback(executor.shutdown, wait=False, cancel_futures=True)
-        for writer in (gateway.usage, gateway.trail):
+        for writer in (gateway.usage, gateway.trail, gateway.recorder):
             stack.push_async_callback(_written, writer, asyncio.create_task(writer.run()))
         stack.push_async_callback(quotas.close)
         stack.push_async_callback(_cancelled, asyncio.create_task(gateway.run()))
@@ -330,7 +342,7 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
         yield gateway
 
 
-async def _written(writer: UsageLedger | Flusher, running: "asyncio.Task[None]") -> None:
+async def _written(writer: UsageLedger | Flusher | Recorder, running: "asyncio.Task[None]") -> None:
     writer.close()
     await running
 

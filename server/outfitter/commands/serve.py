@@ -38,6 +38,7 @@ from outfitter.config import (
     parse_tiers,
     read_limits,
 )
+from outfitter.control.prices import Prices
 from outfitter.observers import logs
 from outfitter.observers.tracing import open_tracing
 from outfitter.opening import open_store
@@ -84,6 +85,16 @@ def serve(
             dir_okay=False,
         ),
     ] = None,
+    price_prompt: Annotated[
+        float, typer.Option(help="Of a million tokens of prompts, for the cost of experiments.")
+    ] = 0.0,
+    price_cached: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a million that the cache had.", show_default="what other prompts cost"
+        ),
+    ] = None,
+    price_completion: Annotated[float, typer.Option(help="Of a million tokens of answers.")] = 0.0,
     max_running: Annotated[
         int, typer.Option(help="Requests in the engine at once; others wait, fair by tenant.")
     ] = GatewayConfig.max_running,
@@ -203,6 +214,9 @@ def serve(
         max_waiting=max_waiting,
         max_wait_s=parse_seconds(max_wait),
         limits=read_limits(limits),
+        prices=Prices(
+            price_prompt, price_prompt if price_cached is None else price_cached, price_completion
+        ),
         max_model_len=max_model_len,
         model_as_given=model,
         drain_seconds=drain_seconds,

@@ -47,6 +47,10 @@ class Outcome:
     completion_tokens: int = 0
     exposure: Exposure | None = None
     """The variant that served it; None where the model was no experiment."""
+    finish_reason: str | None = None
+    """Why the answer ended, in OpenAI's words; looked for only where there is an exposure."""
+    is_recorded: bool = False
+    """Whether its experiment has its event."""
 
     @property
     def is_error(self) -> bool:

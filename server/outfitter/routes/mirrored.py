@@ -48,7 +48,7 @@ class Mirror:
         gateway = self.gateway
         relay = gateway.ready_relay()
         outcome = _outcome(mirrored_outcome, key)
-        observed = Observed(outcome, gateway.shadow_observers, InFlight())
+        observed = Observed(outcome, gateway.shadow_observers, InFlight(), gateway.recorder)
         with observed.refusals():
             pin = await gateway.pin(self.choice.experiment, key)
             request = self.question.named(outcome.request_id).served_by(pin.plan.loadout)

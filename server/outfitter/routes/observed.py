@@ -11,6 +11,7 @@ from fastapi import Request
 from outfitter.control.outcome import CLIENT_LEFT, InFlight, Outcome
 from outfitter.control.principal import Principal
 from outfitter.errors import ApiError, from_task_vector_error
+from outfitter.experiments.events.recorder import Recorder, Recording
 from outfitter.gateway import Gateway
 from taskvectors.errors import TaskVectorError
 
@@ -25,14 +26,23 @@ class Observed:
     """The outcome of one request, and those who are to be told of it."""
 
     def __init__(
-        self, outcome: Outcome, observers: Sequence[Observer], in_flight: InFlight
+        self,
+        outcome: Outcome,
+        observers: Sequence[Observer],
+        in_flight: InFlight,
+        recorder: Recorder,
     ) -> None:
         self.outcome = outcome
+        self._recorder = recorder
         self.then: Observer = lambda outcome: None  # noqa: ARG005
         """Told after all others; it is of this request alone."""
         self._observers = observers
         self._in_flight = in_flight
         self._in_flight.requests += 1
+
+    def recording(self) -> Recording | None:
+        """What is shown the answer; None where no experiment serves it."""
+        return self._recorder.begin(self.outcome)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -99,4 +109,4 @@ def observe(request: Request, gateway: Gateway, principal: Principal, route: str
         began=time.monotonic(),
     )
     request.state.outcome = outcome
-    return Observed(outcome, gateway.observers, gateway.in_flight)
+    return Observed(outcome, gateway.observers, gateway.in_flight, gateway.recorder)

@@ -55,6 +55,7 @@ class RelayedResponse(Response):
         self._outcome.saved_model = identity.saved_model
         self._is_streaming = False
         self._meter = StreamMeter()
+        self._recording = observed.recording()
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Answer as an ASGI application."""
@@ -71,7 +72,11 @@ class RelayedResponse(Response):
                 if not answer.done():
                     await _cancel(answer)
             if not answer.cancelled():
-                answer.result()
+                try:
+                    answer.result()
+                except ApiError as error:
+                    await self._settle(error.status)
+                    raise
         self._observed.end(CLIENT_LEFT)
 
     async def _answer(self, send: Send) -> None:
@@ -101,7 +106,10 @@ class RelayedResponse(Response):
         if upstream.content_type == "application/json":
             if (usage := usage_of(body)) is not None:
                 note_usage(self._outcome, usage)
+            if self._recording is not None:
+                self._recording.whole(body)
             body = self._identity.complete(body)
+        await self._settle(200)
         await send(_start({**headers, "content-length": str(len(body))}))
         await send(_part(body, more=False))
         self._observed.end(200)
@@ -116,6 +124,7 @@ class RelayedResponse(Response):
             status, code, last = await self._pass_on(upstream, send)
         finally:
             self._meter.tell(self._outcome)
+        await self._settle(status)
         await send(_part(last, more=False))
         self._is_streaming = False
         self._observed.end(status, code)
@@ -133,6 +142,8 @@ class RelayedResponse(Response):
             async for chunk in upstream.content.iter_any():
                 lines = rewriter.feed(chunk)
                 meter.feed(lines)
+                if self._recording is not None:
+                    await self._record(lines)
                 if hidden is not None:
                     lines = hidden.feed(lines)
                 if lines:
@@ -144,6 +155,19 @@ class RelayedResponse(Response):
                 return died.status, died.code, _released(hidden) + last
             return self._status, None, _LINE_END
         return self._status, None, _released(hidden) + rewriter.finish()
+
+    async def _record(self, lines: bytes) -> None:
+        """Show an experiment what is passed on; the end goes out when the request is recorded."""
+        assert self._recording is not None
+        self._recording.feed(lines)
+        if self._meter.has_ended:
+            self._meter.tell(self._outcome)
+            await self._settle(self._status)
+
+    async def _settle(self, status: int) -> None:
+        """To be done before the last bytes of an answer are sent."""
+        if self._recording is not None:
+            await self._recording.settle(status)
 
     @property
     def _status(self) -> int:

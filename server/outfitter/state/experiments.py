@@ -15,6 +15,7 @@ from outfitter.control.experiments.experiment import Experiment, Made, Pending, 
 from outfitter.control.experiments.status import Status
 from outfitter.control.rights import Kind, Viewer
 from outfitter.errors import CatalogConflict, ExperimentNotFound, InvalidDetails
+from outfitter.state import events
 from outfitter.state.bounds import check_text
 from outfitter.state.cursors import from_cursor, to_cursor
 from outfitter.state.experiment_rows import (
@@ -107,6 +108,7 @@ def remove(session: Session, name: str) -> None:
     """Forget an experiment with its versions. Raises ExperimentNotFound."""
     key = key_of(find(session, name).name)
     _need(session, key, ())
+    events.forget(session, name)
     for table in (ExperimentVersionRow, ExperimentRow):
         session.execute(delete(table).where(table.key == key))
     forget(session, Kind.EXPERIMENT, [key])

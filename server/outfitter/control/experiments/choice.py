@@ -7,6 +7,7 @@ from typing import Any
 from outfitter.control.experiments.assign import Assignment, Reason, assign, kept_unit
 from outfitter.control.experiments.experiment import PREFIX, Experiment
 from outfitter.control.experiments.exposure import Exposure
+from outfitter.control.experiments.status import Status
 from outfitter.control.fields import TASK_VECTORS
 from outfitter.control.principal import Principal, Scope
 from outfitter.control.rights import check_scope
@@ -33,12 +34,20 @@ class Choice:
         """What is written down of it."""
         kept = None if self.unit is None else kept_unit(self.unit)
         own, is_counted = self.experiment, self.assignment.is_counted
-        return Exposure(own.name, own.version, self.variant, kept, is_counted)
+        return Exposure(
+            own.name,
+            own.version,
+            self.variant,
+            kept,
+            is_counted,
+            is_before=self._is_before,
+            graders=own.definition.graders,
+        )
 
     @property
     def waiting(self) -> Exposure:
         """The same until the request gets its turn: one that never does counts for nothing."""
-        return replace(self.exposure, is_counted=False)
+        return replace(self.exposure, is_counted=False, is_before=False)
 
     @property
     def described(self) -> dict[str, Any]:
@@ -50,6 +59,15 @@ class Choice:
             "counted": self.assignment.is_counted,
             "reason": str(self.assignment.reason),
         }
+
+    @property
+    def _is_before(self) -> bool:
+        """Whether a covariate wants to know of it; of a tester's, or in a holdout, none does."""
+        if not any(metric.covariate for metric in self.experiment.definition.metrics):
+            return False
+        if self.assignment.reason is Reason.NOT_RUNNING:
+            return self.experiment.status in (Status.DRAFT, Status.PAUSED)
+        return self.assignment.reason is Reason.COVERAGE
 
     @property
     def shadows(self) -> Mapping[str, float]:

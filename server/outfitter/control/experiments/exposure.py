@@ -14,7 +14,9 @@ class Exposure:
     anything about the experiment; not so outside of coverage, layer or beyond a holdout, without a
     unit, where the variant was forced, or where the experiment does not run. is_shadow: whether it
     is a mirrored request, whose answer nobody gets; it is recorded, and `is_counted` is as of the
-    request that it mirrors. graders: those of the definition, which judge its answer.
+    request that it mirrors. is_before: whether the unit
+    may be exposed later, so that what it does now is its past. graders: those of the definition,
+    which judge its answer.
     """
 
     experiment: str
@@ -23,6 +25,7 @@ class Exposure:
     unit: str | None
     is_counted: bool
     is_shadow: bool = False
+    is_before: bool = False
     graders: tuple[Grader, ...] = field(default=(), compare=False, repr=False)
 
     @property

@@ -1,0 +1,1 @@
+"""Events of experiments on their way to the database: none is lost with a process."""

@@ -1,0 +1,286 @@
+"""Events as rows: each once, and their sums over units, held against plain loops."""
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+
+import pytest
+
+from outfitter.control.experiments.event import Event
+from outfitter.control.experiments.feedback import Feedback
+from outfitter.control.experiments.measures import BUILT_IN, Metric, built_in
+from outfitter.state.database import Database, Patience
+from outfitter.state.events import Events
+from outfitter.statistics.moments import Moments
+
+E, T = "acme/tone", "acme"
+
+
+def event(request_id: str, unit: str, variant: str = "a", at: float = 1.0, **more: object) -> Event:
+    fields: dict = {
+        "experiment": E,
+        "request_id": request_id,
+        "tenant": T,
+        "variant": variant,
+        "version": 1,
+        "unit": unit,
+        "at": at,
+        "is_counted": True,
+        "is_shadow": False,
+        "status": 200,
+        "error": 0,
+        "latency_s": 0.5,
+        "first_token_s": None,
+        "inter_token_s": None,
+        "prompt_tokens": 3,
+        "completion_tokens": 5,
+        "cached_tokens": 1,
+        "cost": 0.25,
+        "finish_reason": "stop",
+    }
+    return Event(**{**fields, **more})
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    opened = Database(database_url, Patience())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def events(database: Database) -> Events:
+    return Events(database)
+
+
+SCORE = Metric("score", "feedback", "mean", "up")
+KNOWN = {**{name: built_in(name) for name in BUILT_IN}, "score": SCORE}
+
+
+def told(events: Events, *metrics: Metric) -> dict[str, dict[str, Moments]]:
+    return events.moments(E, metrics, KNOWN)
+
+
+def test_an_event_that_comes_twice_is_one(events: Events) -> None:
+    """In one batch, in two, and from two writers."""
+    one = event("r1", "u")
+    events.add([one, one, event("r2", "u")])
+    events.add([one])
+    assert told(events, built_in("requests"))["requests"]["a"] == Moments(1, 2, 4, 1, 1, 2)
+
+
+def test_the_same_event_with_grades_has_them_in_either_order(events: Events) -> None:
+    """And an event without never takes them away."""
+    graded = event("r1", "u", grades={"is_json": 1.0, "is-json.v2": 0.25})
+    events.add([graded, event("r1", "u")])
+    events.add([event("r2", "v"), event("r1", "u")])
+    events.add([event("r2", "v", grades={"is_json": 0.0})])
+    found = told(
+        events,
+        Metric("is_json", "grader", "proportion", "up"),
+        Metric("is-json.v2", "grader", "mean", "up"),
+    )
+    assert found["is_json"]["a"] == Moments(2, 1, 1, 2, 2, 1)
+    assert found["is-json.v2"]["a"] == Moments(1, 0.25, 0.0625, 1, 1, 0.25)
+    assert {row["request_id"]: row["grades"] for row in events.rows(E)} == {
+        "r1": {"is_json": 1.0, "is-json.v2": 0.25},
+        "r2": {"is_json": 0.0},
+    }
+
+
+def test_only_a_units_first_variant_counts_whatever_came_first(events: Events) -> None:
+    """Also when the earlier event is written later."""
+    events.add([event("r2", "u", "b", at=20.0), event("r3", "v", "b", at=5.0)])
+    assert events.units(E) == {"b": 2}
+    events.add([event("r1", "u", "a", at=10.0), event("r4", "u", "a", at=30.0)])
+    assert events.units(E) == {"a": 1, "b": 1}
+    assert events.units(E, since=7.0) == {"a": 1}
+    found = told(events, built_in("requests"))["requests"]
+    assert found == {"a": Moments(1, 2, 4, 1, 1, 2), "b": Moments(1, 1, 1, 1, 1, 1)}
+    assert events.num_requests(E) == {"a": 2, "b": 2}
+
+
+def test_shadows_and_what_is_not_counted_make_no_units(events: Events) -> None:
+    """But shadows' requests are told."""
+    events.add(
+        [
+            event("r1", "u", "new", is_shadow=True),
+            event("r2", "v", is_counted=False),
+            event("r1", "u", "a"),
+        ]
+    )
+    assert events.units(E) == {"a": 1}
+    assert events.num_requests(E) == {"a": 1, "new": 1}
+    assert len(list(events.rows(E))) == 3
+
+
+def test_feedback_may_be_early_late_and_said_again(events: Events) -> None:
+    """The last of one id counts; several ids are several observations."""
+    say = [Feedback("r1", "score", 1.0), Feedback("r1", "score", 3.0), Feedback("r9", "score", 7.0)]
+    events.add_feedback(T, say, 1.0)
+    events.add([event("r1", "u"), event("r2", "v")])
+    assert told(events, SCORE)["score"]["a"] == Moments(1, 3, 9, 1, 1, 3)
+    events.add_feedback(
+        T, [Feedback("r1", "score", 2.0), Feedback("r1", "score", 5.0, id="x")], 2.0
+    )
+    assert told(events, SCORE)["score"]["a"] == Moments(1, 7, 49, 2, 4, 14)
+
+
+def test_feedback_of_another_tenant_is_about_nothing(events: Events) -> None:
+    """Though the request has the same id."""
+    events.add([event("r1", "u")])
+    events.add_feedback("umbra", [Feedback("r1", "score", 1.0)], 1.0)
+    assert told(events, SCORE)["score"]["a"] == Moments()
+    assert [row["feedback"] for row in events.rows(E)] == [{}]
+
+
+def test_a_label_is_a_metric_of_its_own(events: Events) -> None:
+    """`tone.warm`: which share of what was labelled."""
+    events.add([event("r1", "u"), event("r2", "u"), event("r3", "v")])
+    labels = [Feedback(f"r{i}", "tone", label=word) for i, word in ((1, "warm"), (2, "cold"))]
+    events.add_feedback(T, labels, 1.0)
+    warm = Metric("tone.warm", "feedback", "proportion", "up")
+    assert told(events, warm)["tone.warm"]["a"] == Moments(1, 0.5, 0.25, 1, 1, 0.5)
+    assert [row["feedback"] for row in events.rows(E)] == [
+        {"tone": ["warm"]},
+        {"tone": ["cold"]},
+        {},
+    ]
+
+
+def test_what_was_said_of_nothing_is_forgotten_after_a_month(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not what was said of a request that is known."""
+    events.add([event("r1", "u")])
+    events.add_feedback(T, [Feedback("r1", "score", 1.0), Feedback("r2", "score", 1.0)], 1.0)
+    assert events.tidy() == 1
+    assert told(events, SCORE)["score"]["a"].n == 1
+
+
+def test_an_experiment_is_forgotten_with_its_feedback(events: Events) -> None:
+    """And no other one."""
+    events.add([event("r1", "u"), event("r2", "u", experiment="other")])
+    events.add_feedback(T, [Feedback("r1", "score", 1.0), Feedback("r2", "score", 1.0)], 1.0)
+    events.forget(E)
+    assert (list(events.rows(E)), events.units(E)) == ([], {})
+    [kept] = events.rows("other")
+    assert kept["feedback"] == {"score": [1.0]}
+
+
+def test_rows_are_read_page_by_page(events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once."""
+    monkeypatch.setattr("outfitter.state.events.PAGE", 7)
+    events.add([event(f"r{i:02}", "u", at=float(i)) for i in range(50)])
+    assert [row["request_id"] for row in events.rows(E)] == [f"r{i:02}" for i in range(50)]
+
+
+METRICS = (
+    *map(built_in, ("latency_s", "first_token_s", "tokens", "error", "cost", "requests")),
+    built_in("truncated"),
+    Metric("helpful", "feedback", "proportion", "up", covariate="latency_s"),
+    Metric("per_token", "latency_s", "ratio", "down", "tokens", covariate="requests"),
+    Metric("score_ratio", "feedback", "ratio", "up", "requests"),
+    SCORE,
+    Metric("graded", "grader", "proportion", "up", covariate="score"),
+)
+
+
+def test_the_sums_are_those_of_a_plain_loop(events: Events) -> None:
+    """Of 2,000 drawn events of 300 units, with a past, with crossings, with feedback."""
+    draw = random.Random(11)
+    made, said = [], []
+    for i in range(2_000):
+        at, unit = float(i), f"u{draw.randrange(300)}"
+        first = draw.choice((None, draw.random()))
+        failed = draw.random() < 0.05
+        made.append(
+            event(
+                f"r{i}",
+                unit,
+                draw.choice("abc") if draw.random() < 0.1 else "abc"[int(unit[1:]) % 3],
+                at,
+                is_counted=i > 600 or draw.random() < 0.2,
+                is_shadow=draw.random() < 0.05,
+                status=500 if failed else 200,
+                error=int(failed),
+                latency_s=None if failed else draw.random(),
+                first_token_s=first,
+                prompt_tokens=draw.randrange(100),
+                completion_tokens=draw.randrange(100),
+                cost=draw.random(),
+                finish_reason=draw.choice((None, "stop", "length")),
+                grades={"graded": float(draw.random() < 0.5)} if draw.random() < 0.5 else None,
+            )
+        )
+        if draw.random() < 0.4:
+            said.append(Feedback(f"r{i}", "helpful", float(draw.random() < 0.7)))
+        ids = [f"i{k}" for k in range(draw.choice((0, 0, 1, 3)))]
+        said += [Feedback(f"r{i}", "score", draw.gauss(0, 2), id=id_) for id_ in ids]
+        if draw.random() < 0.2:
+            said.append(Feedback(f"r{i}", "score_ratio", draw.random()))
+    draw.shuffle(made)
+    for start in range(0, len(made), 300):
+        events.add(made[start : start + 300])
+    events.add_feedback(T, said, 1.0)
+    found = told(events, *METRICS)
+    wanted = plain(made, said, METRICS)
+    for metric in METRICS:
+        assert set(found[metric.name]) == {"a", "b", "c"}
+        for variant, moments in found[metric.name].items():
+            for name, value in vars(wanted[metric.name, variant]).items():
+                same = math.isclose(getattr(moments, name), value, rel_tol=1e-9, abs_tol=1e-9)
+                assert same, (metric.name, variant, name, moments, value)
+
+
+def observations(metric: Metric, one: Event, said: dict) -> list[float]:
+    if metric.source == "feedback":
+        return said.get((one.request_id, metric.name), [])
+    if metric.source == "grader":
+        return [one.grades[metric.name]] if one.grades else []
+    value = {
+        "requests": 1.0,
+        "tokens": (one.prompt_tokens or 0) + (one.completion_tokens or 0),
+        "truncated": None if one.finish_reason is None else float(one.finish_reason == "length"),
+    }.get(metric.source, getattr(one, metric.source, None))
+    return [] if value is None else [float(value)]
+
+
+def plain(made: list[Event], said: list[Feedback], metrics: tuple) -> dict:
+    """The definition of the sums, unit by unit."""
+    words = defaultdict(list)
+    for one in said:
+        words[one.request_id, one.metric].append(one.value)
+    first: dict[str, Event] = {}
+    for one in sorted(made, key=lambda one: one.at):
+        if one.is_counted and not one.is_shadow:
+            first.setdefault(one.unit, one)
+    units = defaultdict(list)
+    for metric in metrics:
+        below = metric.denominator and KNOWN[metric.denominator]
+        past = metric.covariate and KNOWN[metric.covariate]
+        for unit, exposed in first.items():
+            own = [one for one in made if one.unit == unit and not one.is_shadow]
+            during = [o for o in own if o.is_counted and o.variant == exposed.variant]
+            before = [o for o in own if not o.is_counted and o.at < exposed.at]
+            xs = [v for o in during for v in observations(metric, o, words)]
+            ys = [v for o in during for v in observations(below, o, words)] if below else []
+            zs = [v for o in before for v in observations(past, o, words)] if past else []
+            z = 0.0
+            if past and zs:
+                z = float(len(zs)) if past.name == "requests" else sum(zs) / len(zs)
+            if not xs and not ys:
+                continue
+            x, y = sum(xs), float(len(xs))
+            if metric.kind == "proportion":
+                x, y = x / y, 1.0
+            elif metric.kind == "ratio":
+                y = sum(ys)
+            elif metric.name == "requests":
+                y = 1.0
+            units[metric.name, exposed.variant].append((x, y, z))
+    return {
+        key: Moments.of(*(list(column) for column in zip(*rows, strict=True)))
+        for key, rows in units.items()
+    }
