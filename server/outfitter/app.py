@@ -31,6 +31,7 @@ from outfitter.routes import (
     openai,
     promotions,
     pulls,
+    results,
     task_vectors,
     tenants,
     uploads,
@@ -48,6 +49,7 @@ _ROUTES = (
     (openai, Needs(_INFER, _INFER)),
     (access, Needs(_READ, _PUBLISH)),
     (loadouts, Needs(_READ, _PUBLISH)),
+    (results, Needs(_PUBLISH, _PUBLISH)),  # before those that take any path
     (experiments, Needs(_READ, _PUBLISH)),
     (promotions, Needs(_OPERATE, _OPERATE)),
     (tenants, Needs(_ADMIN, _ADMIN)),

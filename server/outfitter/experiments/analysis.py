@@ -49,7 +49,7 @@ class Analysis:
             "findings": [one.to_json() for one in self.findings],
             "units": told.balance(self.report.balance),
             "metrics": told.metrics(self.report),
-            "guardrails": [told.rail(one) for one in self.report.rails],
+            "guardrails": [told.guardrail(one) for one in self.report.rails],
             "pending": None if pending is None else pending.to_json(),
             "forbidden": list(experiment.forbidden),
         }

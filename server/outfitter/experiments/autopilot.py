@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from outfitter.errors import ApiError, CatalogUnavailable, ExperimentNotFound
 from outfitter.experiments.analysis import Analysis, Analyst
 from outfitter.experiments.book import AUTOMATICALLY, Decide
 from outfitter.experiments.shipping import Shipment, ship
+from outfitter.state.database import Database
 from outfitter.state.leases import Lease
 from taskvectors.errors import TaskVectorError
 
@@ -36,6 +39,11 @@ LEASE_S = 20.0
 IDLE_SHARE = 20
 """An experiment rests this many times as long as its analysis took: a twentieth of the time."""
 AFTER_FAILURE_S = 60.0
+
+
+def lease_of(database: Database, clock: Callable[[], float] = time.time) -> Lease:
+    """The right to be the one that acts; its holder is this process."""
+    return Lease(database, "autopilot", f"{os.getpid()}-{uuid.uuid4().hex}", LEASE_S, clock)
 
 
 class Autopilot:

@@ -24,6 +24,8 @@ def units_by_version(session: Session, experiment: str) -> dict[int, dict[str, i
     )
     counted = select(first.c.version, first.c.variant, func.count())
     found: dict[int, dict[str, int]] = {}
-    for version, variant, num in session.execute(counted.group_by(first.c.version, first.c.variant)):
+    for version, variant, num in session.execute(
+        counted.group_by(first.c.version, first.c.variant)
+    ):
         found.setdefault(int(version), {})[variant] = int(num)
     return found

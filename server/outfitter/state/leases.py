@@ -57,9 +57,7 @@ class Lease:
         """Let another one have it at once, if it is ours."""
         row = LeaseRow
         with self._database.changing() as session:
-            session.execute(
-                delete(row).where(row.name == self.name, row.holder == self.holder)
-            )
+            session.execute(delete(row).where(row.name == self.name, row.holder == self.holder))
 
     def _insert(self, row: type[Any]) -> Any:
         return sqlite.insert(row) if self._database.is_sqlite else postgresql.insert(row)
