@@ -16,7 +16,7 @@ Snapshot = Mapping[str, Any]
 """What `GET /v1/store/stats` answers."""
 COUNTER, GAUGE, SUMMARY, HISTOGRAM = "counter", "gauge", "summary", "histogram"
 _TIER = ("process", "tier")
-_REASON = ("reason",)
+_REASON, _RESULT = ("reason",), ("result",)
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,19 @@ METRICS = (
         "Attempts to write usage that failed.",
         "usage.failures",
     ),
+    Described(
+        "outfitter_shadow_requests_total",
+        COUNTER,
+        "Copies of requests for shadow variants: sent, failed, or dropped as there was no room.",
+        "shadows.requests",
+        _RESULT,
+    ),
+    Described(
+        "outfitter_shadow_requests_pending",
+        GAUGE,
+        "Those that are being sent, or wait.",
+        "shadows.pending",
+    ),
     Described("outfitter_uploads_in_progress", GAUGE, "Unfinished uploads.", "uploads.in_progress"),
     Described(
         "outfitter_changes_connected",
@@ -190,9 +203,9 @@ def markdown_table(metrics: Iterable[Described] = METRICS) -> str:
 
 
 def _values(item: Described, snapshot: Snapshot) -> Iterator[tuple[list[str], Any]]:
-    if item.labels == _REASON:
-        for reason, value in (_at(snapshot, item.path) or {}).items():
-            yield [str(reason)], value
+    if item.labels in (_REASON, _RESULT):
+        for label, value in (_at(snapshot, item.path) or {}).items():
+            yield [str(label)], value
     elif item.labels:
         for process in ("gateway", "engine"):
             for tier, numbers in (snapshot.get(process, {}).get("tiers") or {}).items():

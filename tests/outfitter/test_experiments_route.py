@@ -92,6 +92,9 @@ def test_a_start_pins_what_the_variants_are(acme: httpx.Client) -> None:
     assert found["buckets"] == {"control": 5000, "warm": 5000}
     assert abs(found["started_at"] - time.time()) < 60
     assert "exp:acme/pinned" in models(acme)
+    model = acme.get("/v1/models/exp:acme/pinned").json()
+    assert (model["id"], model["owned_by"]) == ("exp:acme/pinned", "acme")
+    assert model["experiment"] == {"status": "running", "variants": ["control", "warm"]}
     listed = acme.get(X, params={"status": "running"}).json()["data"]
     assert "acme/pinned" in [one["name"] for one in listed]
 

@@ -73,8 +73,10 @@ async def _snapshot(gateway: Gateway) -> dict[str, Any]:
         "engine_restarts": gateway.supervisor.restarts if gateway.supervisor else 0,
     }
     usage = {"pending": gateway.usage.num_pending, "failures": gateway.usage.failures}
+    shadows = {"pending": gateway.shadows.num_pending, "requests": vars(gateway.shadows.numbers)}
     quotas = gateway.quotas.stats()
-    return {**local, "usage": usage, "quotas": quotas, "engine": engine}
+    own = {"usage": usage, "shadows": shadows, "quotas": quotas}
+    return {**local, **own, "engine": engine}
 
 
 def _exposition(snapshot: Snapshot, requests: RequestMetrics, engine: str) -> bytes:

@@ -33,8 +33,10 @@ async def list_models(gateway: GatewayDep, vectors: VectorsDep) -> dict[str, obj
 
 @router.get("/{model:path}")
 async def get_model(model: str, gateway: GatewayDep, principal: PrincipalDep) -> dict[str, object]:
-    """One model: the base, a saved loadout, or a version of one."""
+    """One model: the base, a saved loadout or a version of one, or an experiment."""
     asked = await gateway.asked(principal, model)
+    if asked.experiment is not None:
+        return describe_experiment(asked.experiment, gateway.config.name)
     if asked.saved is None:
         return _base(gateway)
     return describe_model(asked.saved, asked.name, gateway.config.name)
