@@ -38,7 +38,6 @@ from outfitter.engine.supervisor import State, Supervisor
 from outfitter.engine.warming import Warming
 from outfitter.errors import unavailable
 from outfitter.experiments.analysis import Analyst
-from outfitter.experiments.autopilot import Autopilot, lease_of
 from outfitter.experiments.book import Book
 from outfitter.experiments.events.recorder import Recorder
 from outfitter.experiments.registry import Registry
@@ -135,7 +134,6 @@ class Gateway:
         self.book = Book(database, self.vectors.resolver)
         self.variants = Variants(self.vectors, self.accounts.owner_of, self.config.served_names)
         self.analyst = Analyst(database, self.book, self.events)
-        self.autopilot = Autopilot(self, self.analyst, lease_of(database))
         self.shadows = Shadows(lambda: not self.quotas.num_waiting)
         if self.config.asks_for_keys:
             self.quotas.limits_of = self._limits_of
@@ -321,10 +319,6 @@ class Gateway:
         return await loop.run_in_executor(self.authenticators, keyring.principal, token)
 
 
-Writer = UsageLedger | Flusher | Recorder | Autopilot
-"""What runs beside the requests, and comes to its end when it is closed."""
-
-
 @asynccontextmanager
 async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gateway]:
     """A gateway whose engine starts in the background, and is gone afterwards.
@@ -347,12 +341,10 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
         stack.push_async_callback(quotas.close)
         stack.push_async_callback(_cancelled, asyncio.create_task(gateway.run()))
         stack.push_async_callback(gateway.shadows.close)
-        autopilot = gateway.autopilot
-        stack.push_async_callback(_written, autopilot, asyncio.create_task(autopilot.run()))
         yield gateway
 
 
-async def _written(writer: Writer, running: "asyncio.Task[None]") -> None:
+async def _written(writer: UsageLedger | Flusher | Recorder, running: "asyncio.Task[None]") -> None:
     writer.close()
     await running
 

@@ -5,9 +5,8 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 from outfitter.control.experiments.acts import (
     Act,
@@ -24,12 +23,10 @@ from outfitter.errors import ApiError, CatalogUnavailable, ExperimentNotFound
 from outfitter.experiments.analysis import Analysis, Analyst
 from outfitter.experiments.book import AUTOMATICALLY, Decide
 from outfitter.experiments.shipping import Shipment, ship
+from outfitter.gateway import Gateway
 from outfitter.state.database import Database
 from outfitter.state.leases import Lease
 from taskvectors.errors import TaskVectorError
-
-if TYPE_CHECKING:
-    from outfitter.gateway import Gateway
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +52,7 @@ class Autopilot:
 
     def __init__(
         self,
-        gateway: "Gateway",
+        gateway: Gateway,
         analyst: Analyst,
         lease: Lease,
         clock: Callable[[], float] = time.time,
@@ -161,3 +158,16 @@ class Autopilot:
             self._is_away = True
         except Exception:  # it must not end what follows
             log.exception("an error of the autopilot itself")
+
+
+@asynccontextmanager
+async def steered(gateway: Gateway) -> AsyncIterator[Autopilot]:
+    """The autopilot of a gateway, which runs beside its requests."""
+    lease = lease_of(gateway.vectors.catalog.database)
+    pilot = Autopilot(gateway, gateway.analyst, lease)
+    running = asyncio.create_task(pilot.run())
+    try:
+        yield pilot
+    finally:
+        pilot.close()
+        await running

@@ -4,21 +4,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Double, String, delete, or_, select, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Mapped, mapped_column
 
 from outfitter.state.database import Database
-from outfitter.state.models import Base, exact
-
-
-class LeaseRow(Base):
-    """Who may do something now, and until when, if nothing is heard. until: Unix time, seconds."""
-
-    __tablename__ = "leases"
-    name: Mapped[str] = mapped_column(exact(64), primary_key=True)
-    holder: Mapped[str] = mapped_column(String(128))
-    until: Mapped[float] = mapped_column(Double)
+from outfitter.state.experiment_rows import LeaseRow
 
 
 class Lease:
