@@ -3,13 +3,13 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from outfitter.accounts import By
 from outfitter.control.experiments.changes import edited
 from outfitter.control.experiments.definition import Definition
+from outfitter.control.experiments.event import Event
 from outfitter.control.experiments.experiment import Experiment, Pending, Pin
 from outfitter.control.experiments.status import PAUSE, START, Status, after
 from outfitter.control.rights import Viewer
@@ -18,11 +18,11 @@ from outfitter.experiments.book import AUTOMATICALLY, Book
 from outfitter.state import audit
 from outfitter.state.catalog import Catalog
 from outfitter.state.changes import Changes
+from outfitter.state.events import Events
 from outfitter.state.resolver import Resolver
 from outfitter.state.tenancy import TrailQuery
 from outfitter.waiting import WouldWait, at_once
 from taskvectors.spec import Reference
-from tests import services
 from tests.outfitter.experiments.test_definition import SMALL, WHOLE
 from tests.outfitter.state.making import digest_of, loadout_of, publish
 
@@ -43,13 +43,8 @@ class Held:
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return services.given(tmp_path).get("database_url") or f"sqlite:///{tmp_path / 'c.sqlite3'}"
-
-
-@pytest.fixture
-def held(url: str) -> Iterator[Held]:
-    held = Held(url)
+def held(database_url: str) -> Iterator[Held]:
+    held = Held(database_url)
     yield held
     held.close()
 
@@ -90,6 +85,15 @@ def test_a_version_is_kept_whole(book: Book) -> None:
     assert book.versions(None, "acme/tone") == (changed, made)
     assert (changed.version, changed.made.figures) == (2, {"z": 1})
     assert changed.made.tenant == "automatic"
+
+
+def event_of(experiment: str) -> Event:
+    """A request that counts."""
+    who = {"request_id": "r", "tenant": "acme", "variant": "a", "version": 2, "unit": "u"}
+    flags = {"is_counted": True, "is_shadow": False, "status": 200, "error": 0, "cost": 0.0}
+    names = ("latency_s", "first_token_s", "inter_token_s")
+    names += ("prompt_tokens", "completion_tokens", "cached_tokens")
+    return Event(experiment=experiment, at=1.0, **who, **flags, **dict.fromkeys(names))
 
 
 def book_catalog(book: Book) -> Catalog:
@@ -157,9 +161,9 @@ def test_an_expected_version_must_be_the_latest(book: Book) -> None:
         book.change(By(), None, "acme/tone", PAUSE, lambda old: old, expected=1)
 
 
-def test_many_change_at_once(url: str, held: Held) -> None:
+def test_many_change_at_once(database_url: str, held: Held) -> None:
     """Each change is made on what the one before made, in every process."""
-    other = Held(url)
+    other = Held(database_url)
     held.book.create(By(), None, small())
     start(held.book)
 
@@ -179,9 +183,9 @@ def test_many_change_at_once(url: str, held: Held) -> None:
     assert (now.step, now.version) == (20, 22)
 
 
-def test_changes_are_seen_by_other_gateways(url: str, held: Held) -> None:
+def test_changes_are_seen_by_other_gateways(database_url: str, held: Held) -> None:
     """Their registry answers from memory, and anew once something has changed."""
-    other = Held(url)
+    other = Held(database_url)
     held.book.create(By(), None, small())
     start(held.book)
     found = other.book.registry.find(ACME, "acme/tone")
@@ -236,7 +240,10 @@ def test_only_what_does_not_run_is_deleted(book: Book) -> None:
     book.change(
         By(), None, "acme/tone", "stop", lambda old: replace(old, status=after(old.status, "stop"))
     )
+    events = Events(book._database)
+    events.add([event_of("acme/tone"), event_of("acme/other")])
     book.delete(By(), None, "acme/tone")
+    assert (events.units("acme/tone"), events.units("acme/other")) == ({}, {"a": 1})
     with pytest.raises(ExperimentNotFound):
         book.find(None, "acme/tone")
 

@@ -11,12 +11,11 @@ class Exposure:
 
     experiment: its name, without `exp:`. version: of its definition. variant: its key. unit: who
     was assigned; None where the request names nobody. is_counted: whether the request says
-    anything about the experiment; not so outside of coverage, layer or beyond a holdout, without a
+    anything about the experiment; not so outside of coverage or layer, in a holdout, without a
     unit, where the variant was forced, or where the experiment does not run. is_shadow: whether it
     is a mirrored request, whose answer nobody gets; it is recorded, and `is_counted` is as of the
-    request that it mirrors. is_before: whether the unit
-    may be exposed later, so that what it does now is its past. graders: those of the definition,
-    which judge its answer.
+    request that it mirrors. is_before: whether the unit may be exposed later, so that what it does
+    now is its past. graders: those of the definition, which judge its answer.
     """
 
     experiment: str
