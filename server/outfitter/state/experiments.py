@@ -105,10 +105,11 @@ def versions(session: Session, name: str, limit: int = MAX_LIMIT) -> tuple[Exper
 
 
 def remove(session: Session, name: str) -> None:
-    """Forget an experiment with its versions. Raises ExperimentNotFound."""
-    key = key_of(find(session, name).name)
+    """Forget an experiment with its versions and events. Raises ExperimentNotFound."""
+    found = find(session, name)
+    key = key_of(found.name)
     _need(session, key, ())
-    events.forget(session, name)
+    events.forget(session, found.name)
     for table in (ExperimentVersionRow, ExperimentRow):
         session.execute(delete(table).where(table.key == key))
     forget(session, Kind.EXPERIMENT, [key])

@@ -10,6 +10,7 @@ import pytest
 from outfitter.accounts import By
 from outfitter.control.experiments.changes import edited
 from outfitter.control.experiments.definition import Definition
+from outfitter.control.experiments.event import Event
 from outfitter.control.experiments.experiment import Experiment, Pending, Pin
 from outfitter.control.experiments.status import PAUSE, START, Status, after
 from outfitter.control.rights import Viewer
@@ -18,6 +19,7 @@ from outfitter.experiments.book import AUTOMATICALLY, Book
 from outfitter.state import audit
 from outfitter.state.catalog import Catalog
 from outfitter.state.changes import Changes
+from outfitter.state.events import Events
 from outfitter.state.resolver import Resolver
 from outfitter.state.tenancy import TrailQuery
 from outfitter.waiting import WouldWait, at_once
@@ -90,6 +92,15 @@ def test_a_version_is_kept_whole(book: Book) -> None:
     assert book.versions(None, "acme/tone") == (changed, made)
     assert (changed.version, changed.made.figures) == (2, {"z": 1})
     assert changed.made.tenant == "automatic"
+
+
+def event_of(experiment: str) -> Event:
+    """A request that counts."""
+    who = {"request_id": "r", "tenant": "acme", "variant": "a", "version": 2, "unit": "u"}
+    flags = {"is_counted": True, "is_shadow": False, "status": 200, "error": 0, "cost": 0.0}
+    names = ("latency_s", "first_token_s", "inter_token_s")
+    names += ("prompt_tokens", "completion_tokens", "cached_tokens")
+    return Event(experiment=experiment, at=1.0, **who, **flags, **dict.fromkeys(names))
 
 
 def book_catalog(book: Book) -> Catalog:
@@ -236,7 +247,10 @@ def test_only_what_does_not_run_is_deleted(book: Book) -> None:
     book.change(
         By(), None, "acme/tone", "stop", lambda old: replace(old, status=after(old.status, "stop"))
     )
+    events = Events(book._database)
+    events.add([event_of("acme/tone"), event_of("acme/other")])
     book.delete(By(), None, "acme/tone")
+    assert (events.units("acme/tone"), events.units("acme/other")) == ({}, {"a": 1})
     with pytest.raises(ExperimentNotFound):
         book.find(None, "acme/tone")
 
