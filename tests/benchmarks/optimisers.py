@@ -10,7 +10,6 @@ the found loadout's true pass rate lacks to the best one's. `cmaes` is only need
 import argparse
 import asyncio
 import json
-import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -44,10 +43,12 @@ class Surface:
         distance = np.asarray(weights) - self.best
         return float(self.top * np.exp(-0.5 * distance @ self.form @ distance))
 
-    def score(self, candidate: Candidate, prompt: int) -> float:
-        chance = random.Random(f"{self.seed} {candidate.key} {prompt}").random()
-        mark = self.hardness[prompt] if chance < SHARED else random.Random(chance).random()
-        return float(mark < self.rate(candidate.weights))
+    def scores(self, candidate: Candidate, prompts: Sequence[int]) -> list[float]:
+        """Common to all candidates but for a share that chance has."""
+        rng = np.random.default_rng([self.seed, int(candidate.key, 16)])
+        is_shared = rng.uniform(size=NUM_PROMPTS) < SHARED
+        marks = np.where(is_shared, self.hardness, rng.uniform(size=NUM_PROMPTS))
+        return (marks < self.rate(candidate.weights)).astype(float)[list(prompts)].tolist()
 
 
 def propose_cmaes(
@@ -95,7 +96,7 @@ def find(
         Plan(space, tuple(range(NUM_PROMPTS)), budget, seed=seed, **plan),
         propose,
         fill,
-        lambda c, prompts: [surface.score(c, p) for p in prompts],
+        surface.scores,
         [],
     )
     best = asyncio.run(stage.run(initial))

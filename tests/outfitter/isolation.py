@@ -111,6 +111,10 @@ def experiment(name: str, reference: object = None, **model: str) -> dict[str, A
     return {"json": {"name": name, "variants": [{"key": "a", **mix}, other]}}
 
 
+def rated(request_id: str) -> dict[str, Any]:
+    return {"json": {"request_id": request_id, "metric": "helpful", "value": 1}}
+
+
 ONE = {"umbra/mine": 1.0}
 ADMIN, OPERATE = Only("admin"), Only("operate")
 T, L, P = "/v1/task_vectors", "/v1/loadouts", "/v1/promotions"
@@ -330,6 +334,9 @@ MATRIX: dict[tuple[str, str], list[Ask | Only | Nobodys]] = {
         )
     },
     ("GET", "/v1/usage"): [Nobodys("/v1/usage?group_by=day,tenant,model")],
+    ("POST", "/v1/feedback"): [
+        Ask("POST", by("/v1/feedback", rated), "requests", 200),
+    ],
     ("GET", "/v1/audit"): [ADMIN],
     ("GET", "/v1/audit/loadouts"): [ADMIN],
 }

@@ -95,6 +95,9 @@ def _fill(world: World, root: Path) -> None:
         assert acme.post("/v1/experiments", json=body).status_code == 201
         if action:
             assert acme.post(f"/v1/experiments/{name}/{action}").status_code == 200
+    body = {"model": "exp:acme/zebra-run", "prompt": "x", "user": "acme-quagga"}
+    answer = acme.post("/v1/completions", json=body, headers={"x-request-id": "zebra-request"})
+    assert answer.status_code == 200, answer.text
     headers = {**TUS, "upload-length": "5"}
     upload = acme.post("/v1/uploads", headers=headers).headers["location"].rpartition("/")[2]
     umbra = world.client("umbra")
@@ -120,6 +123,7 @@ def _fill(world: World, root: Path) -> None:
             *(Twin(f"acme/zebra-{one}", f"acme/qqqqq-{one}") for one in ("test", "run")),
             Twin("acme/zebra-run", "nobody/zebra-run"),
         ],
+        "requests": [Twin("zebra-request", "qqqqq-request")],
         "uploads": [Twin(upload, secrets.token_hex(16))],
         "fresh": [Twin("acme/zebra", "nobody/zebra"), Twin("acme/new", "nobody/new")],
     }
@@ -240,6 +244,7 @@ WRITES = sorted(
     and not any(isinstance(ask, NotOffered) for ask in asks)
     and route[1] not in {route.path for route in ROUTES}
     and not route[1].endswith("/interference")
+    and route != ("POST", "/v1/feedback")  # which changes nothing but the figures of one's own
 )
 
 

@@ -95,7 +95,8 @@ def find_grader(name: str, default: str | None = None) -> Grader:
         raise InvalidConfig(f"--grader {name!r}: there is no function {function or 'grade'!r}")
     file = inspect.getsourcefile(module)
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else "built in"
-    return _own(name, f"{name} {digest}", found, default)
+    identity = f"{Path(source).name}:{function or DEFAULT_FUNCTION} {digest}"
+    return _own(name, identity, found, default)
 
 
 def is_exact(expected: Any, answer: str) -> bool:

@@ -76,6 +76,8 @@ class Tuner:
         self._show = show
         self._done = 0
         self._what = ""
+        space = task.plan.space
+        self._vital = {space.base, *space.equals, *space.alone}
         self.asked_seconds = 0.0
 
     async def run(self) -> Found:
@@ -101,6 +103,7 @@ class Tuner:
         )
         self._what = "held-out prompts"
         chosen = [*dict.fromkeys(candidate for _, candidate in found.rows(self._task))]
+        self._vital |= {*chosen}
         await self._fill([(candidate, self._task.split.held_out) for candidate in chosen])
         for candidate in chosen:
             self.held_out(candidate)
@@ -127,11 +130,14 @@ class Tuner:
     def _stage(self, name: str, proposer: str) -> Stage:
         def begin(batch: list[Candidate]) -> None:
             self._journal.begin(name, batch)
+            scores = [one.score for one in stage.known() if one.score is not None]
+            self._what = f"{name}, best {max(scores):.3f}" if scores else name
 
         self._what = name
         batches = [*self._journal.batches(name)]
         propose = PROPOSERS[proposer]
-        return Stage(self._task.plan, propose, self._fill, self._scores, batches, begin)
+        stage = Stage(self._task.plan, propose, self._fill, self._scores, batches, begin)
+        return stage
 
     def _scores(self, candidate: Candidate, prompts: Sequence[int]) -> list[float] | None:
         if candidate.key in self._journal.failed:
@@ -142,8 +148,8 @@ class Tuner:
     async def _fill(self, pairs: Sequence[tuple[Candidate, Sequence[int]]]) -> None:
         """Ask and grade what is missing, all at once. What fails has no score at all.
 
-        Where nothing but failures came back the gateway is to blame, not the loadouts: raises
-        GatewayError, and nothing of it is noted.
+        Raises GatewayError, and notes no failure, where the base is not answered either, so that
+        the gateway is to blame, and for a loadout that the report cannot do without.
         """
         missing = [
             (candidate, prompt)
@@ -163,9 +169,18 @@ class Tuner:
         finally:
             self._spend(time.monotonic() - start if missing else 0.0)
         if failed and len(failed) == len({candidate for candidate, _ in missing}):
-            raise GatewayError(f"no loadout was answered: {next(iter(failed.values()))}")
+            await self._check_gateway()
+        if vital := next((one for one in failed if one in self._vital), None):
+            shown = vital.describe(self._task.labels)
+            raise GatewayError(f"{shown} was not answered: {failed[vital]}")
         for candidate, why in failed.items():
             self._journal.fail(candidate, why)
+
+    async def _check_gateway(self) -> None:
+        try:
+            await self._asker.ask(self._task.prompts[0], None)
+        except NoAnswer as error:
+            raise GatewayError(f"neither loadouts nor the base are answered: {error}") from error
 
     async def _one(self, candidate: Candidate, prompt: int, failed: dict[Candidate, str]) -> None:
         asked = self._task.prompts[prompt]
