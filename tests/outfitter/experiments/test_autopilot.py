@@ -255,6 +255,10 @@ def test_events_are_told_one_by_one(piloted: Piloted, client: httpx.Client) -> N
 
 
 def test_an_experiment_without_units_says_so(client: httpx.Client) -> None:
+    """A draft too."""
+    body = {"name": "draft", "variants": [{"key": key, "model": "base-model"} for key in "ab"]}
+    assert client.post(X, json=body).status_code == 201
+    assert client.get(f"{X}/draft/results").json()["verdict"]["kind"] == "nothing_yet"
     begun(client, "empty")
     results = client.get(f"{X}/empty/results").json()
     assert results["verdict"]["kind"] == "nothing_yet"
