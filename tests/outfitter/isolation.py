@@ -224,11 +224,12 @@ MATRIX: dict[tuple[str, str], list[Ask | Only | Nobodys]] = {
         for action, more in (
             *(("start", {}), ("pause", {}), ("stop", {})),
             ("ship", {"variant": "b", "as": "umbra/bot"}),
+            ("veto", {"act": "rollback"}),
         )
     },
     **{
         ("GET", f"{X}/{{name:path}}/{part}"): [Ask("GET", at(f"{X}/*/{part}"), "experiments")]
-        for part in ("versions", "growthbook")
+        for part in ("versions", "growthbook", "results", "events")
     },
     ("POST", P): [
         OPERATE,
