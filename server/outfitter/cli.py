@@ -11,6 +11,7 @@ from outfitter.commands import (
     bench,
     experiments,
     export,
+    feedback,
     files,
     imports,
     interference,
@@ -87,6 +88,7 @@ app.add_typer(keys.key_commands, name="key")
 app.add_typer(oci.oci, name="oci")
 app.add_typer(store.store, name="store")
 app.add_typer(saved.loadout, name="loadout")
+app.add_typer(feedback.feedback, name="feedback")
 app.add_typer(experiments.experiment, name="experiment")
 
 
