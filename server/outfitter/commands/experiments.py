@@ -188,7 +188,9 @@ def stop(name: NameArgument, url: UrlOption = None, as_json: JsonOption = False)
 @experiment.command()
 def ship(
     name: NameArgument,
-    variant: Annotated[str, typer.Argument(help="The winner's key.")],
+    variant: Annotated[
+        str | None, typer.Argument(help="The winner's key.  [default: the one that has won]")
+    ] = None,
     save_as: Annotated[
         str | None, typer.Option("--as", help="The saved loadout that it becomes.")
     ] = None,
