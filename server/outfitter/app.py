@@ -20,6 +20,7 @@ from outfitter.deps import Counts, Needs
 from outfitter.engine.rewrite import event_body
 from outfitter.envelope import Application
 from outfitter.errors import ApiError, from_task_vector_error
+from outfitter.experiments.autopilot import steered
 from outfitter.gateway import Hooks, open_gateway
 from outfitter.protocol import REFUSED
 from outfitter.routes import (
@@ -36,6 +37,7 @@ from outfitter.routes import (
     openai,
     promotions,
     pulls,
+    results,
     task_vectors,
     tenants,
     uploads,
@@ -53,6 +55,7 @@ _ROUTES = (
     (openai, Needs(_INFER, _INFER)),
     (access, Needs(_READ, _PUBLISH)),
     (loadouts, Needs(_READ, _PUBLISH)),
+    (results, Needs(_PUBLISH, _PUBLISH)),  # before those that take any path
     (experiments, Needs(_READ, _PUBLISH)),
     (promotions, Needs(_OPERATE, _OPERATE)),
     (tenants, Needs(_ADMIN, _ADMIN)),
@@ -84,7 +87,8 @@ def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
         async with open_gateway(config, hooks or Hooks()) as gateway:
             app.state.gateway = gateway
-            yield {REFUSED: partial(tell_refused, gateway)}
+            async with steered(gateway):
+                yield {REFUSED: partial(tell_refused, gateway)}
 
     app = Application(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
