@@ -123,11 +123,11 @@ async def start(name: str, request: Request, gateway: GatewayDep, by: ByDep) -> 
     """
     expected = await _body_version(request)
     old = await asyncio.to_thread(gateway.book.owned, viewer_of(by.principal), name)
+    _check_expected(old, expected)
     check_automatic(by.principal, old.definition)
-    pins = dict(old.pins) or await pinned(gateway, old.definition)
-    now, version = int(time.time()), old.version if expected is None else expected
+    pins, now = dict(old.pins) or await pinned(gateway, old.definition), int(time.time())
     decide: Decide = lambda one: started(one, pins, now)  # noqa: E731
-    answer = await _changed(gateway, by, name, START, decide, version)
+    answer = await _changed(gateway, by, name, START, decide, old.version)
     gateway.prefetch(d for pin in pins.values() for d in pin.plan.loadout.digests)
     return answer
 

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -24,7 +23,6 @@ from outfitter.state.resolver import Resolver
 from outfitter.state.tenancy import TrailQuery
 from outfitter.waiting import WouldWait, at_once
 from taskvectors.spec import Reference
-from tests import services
 from tests.outfitter.experiments.test_definition import SMALL, WHOLE
 from tests.outfitter.state.making import digest_of, loadout_of, publish
 
@@ -45,13 +43,8 @@ class Held:
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return services.given(tmp_path).get("database_url") or f"sqlite:///{tmp_path / 'c.sqlite3'}"
-
-
-@pytest.fixture
-def held(url: str) -> Iterator[Held]:
-    held = Held(url)
+def held(database_url: str) -> Iterator[Held]:
+    held = Held(database_url)
     yield held
     held.close()
 
@@ -168,9 +161,9 @@ def test_an_expected_version_must_be_the_latest(book: Book) -> None:
         book.change(By(), None, "acme/tone", PAUSE, lambda old: old, expected=1)
 
 
-def test_many_change_at_once(url: str, held: Held) -> None:
+def test_many_change_at_once(database_url: str, held: Held) -> None:
     """Each change is made on what the one before made, in every process."""
-    other = Held(url)
+    other = Held(database_url)
     held.book.create(By(), None, small())
     start(held.book)
 
@@ -190,9 +183,9 @@ def test_many_change_at_once(url: str, held: Held) -> None:
     assert (now.step, now.version) == (20, 22)
 
 
-def test_changes_are_seen_by_other_gateways(url: str, held: Held) -> None:
+def test_changes_are_seen_by_other_gateways(database_url: str, held: Held) -> None:
     """Their registry answers from memory, and anew once something has changed."""
-    other = Held(url)
+    other = Held(database_url)
     held.book.create(By(), None, small())
     start(held.book)
     found = other.book.registry.find(ACME, "acme/tone")
