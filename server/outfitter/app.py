@@ -17,12 +17,14 @@ from outfitter.deps import Needs
 from outfitter.engine.rewrite import event_body
 from outfitter.envelope import Application
 from outfitter.errors import ApiError, from_task_vector_error
+from outfitter.experiments.autopilot import steered
 from outfitter.gateway import Hooks, open_gateway
 from outfitter.routes import (
     access,
     audit,
     downloads,
     experiments,
+    feedback,
     health,
     interference,
     loadouts,
@@ -31,6 +33,7 @@ from outfitter.routes import (
     openai,
     promotions,
     pulls,
+    results,
     task_vectors,
     tenants,
     uploads,
@@ -48,12 +51,14 @@ _ROUTES = (
     (openai, Needs(_INFER, _INFER)),
     (access, Needs(_READ, _PUBLISH)),
     (loadouts, Needs(_READ, _PUBLISH)),
+    (results, Needs(_PUBLISH, _PUBLISH)),  # before those that take any path
     (experiments, Needs(_READ, _PUBLISH)),
     (promotions, Needs(_OPERATE, _OPERATE)),
     (tenants, Needs(_ADMIN, _ADMIN)),
     (audit, Needs(_ADMIN, _ADMIN)),
     (uploads, Needs(_PUBLISH, _PUBLISH)),
     (usage, Needs(_ANY, _ANY)),
+    (feedback, Needs(_INFER, _INFER)),
     (interference, Needs(_READ, _READ)),
     (pulls, Needs(_PUBLISH, _PUBLISH)),
     (downloads, Needs(_READ, _READ)),
@@ -68,7 +73,8 @@ def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_gateway(config, hooks or Hooks()) as gateway:
             app.state.gateway = gateway
-            yield
+            async with steered(gateway):
+                yield
 
     app = Application(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False

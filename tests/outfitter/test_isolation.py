@@ -15,6 +15,7 @@ from sqlalchemy import Engine, event
 
 from outfitter.app import create_app
 from outfitter.control.surface import NOT_OFFERED, ROUTES
+from outfitter.experiments import autopilot
 from tests.outfitter.harness import Running, make_config, make_vector, new_keys, push, running
 from tests.outfitter.isolation import (
     ABSENT_DIGEST,
@@ -70,12 +71,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     config = make_config(root, auth="keys", allow_promotions=True, pull_from=("s3://a/",))
     scopes = {"acme": "infer publish", "umbra": "infer publish", "operator": "admin"}
     keys = new_keys(config, **scopes, umbra__ops="infer publish operate", umbra__infer="infer")
-    with running(config) as gateway:
-        found = World(gateway.wait_ready(), keys)
-        _fill(found, root)
-        yield found
-        for client in found.clients.values():
-            client.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autopilot, "TICK_S", 3_600.0)  # its questions would be among those counted
+        with running(config) as gateway:
+            found = World(gateway.wait_ready(), keys)
+            _fill(found, root)
+            yield found
+            for client in found.clients.values():
+                client.close()
 
 
 def _fill(world: World, root: Path) -> None:
@@ -95,6 +98,9 @@ def _fill(world: World, root: Path) -> None:
         assert acme.post("/v1/experiments", json=body).status_code == 201
         if action:
             assert acme.post(f"/v1/experiments/{name}/{action}").status_code == 200
+    body = {"model": "exp:acme/zebra-run", "prompt": "x", "user": "acme-quagga"}
+    answer = acme.post("/v1/completions", json=body, headers={"x-request-id": "zebra-request"})
+    assert answer.status_code == 200, answer.text
     headers = {**TUS, "upload-length": "5"}
     upload = acme.post("/v1/uploads", headers=headers).headers["location"].rpartition("/")[2]
     umbra = world.client("umbra")
@@ -120,6 +126,7 @@ def _fill(world: World, root: Path) -> None:
             *(Twin(f"acme/zebra-{one}", f"acme/qqqqq-{one}") for one in ("test", "run")),
             Twin("acme/zebra-run", "nobody/zebra-run"),
         ],
+        "requests": [Twin("zebra-request", "qqqqq-request")],
         "uploads": [Twin(upload, secrets.token_hex(16))],
         "fresh": [Twin("acme/zebra", "nobody/zebra"), Twin("acme/new", "nobody/new")],
     }
@@ -240,6 +247,7 @@ WRITES = sorted(
     and not any(isinstance(ask, NotOffered) for ask in asks)
     and route[1] not in {route.path for route in ROUTES}
     and not route[1].endswith("/interference")
+    and route != ("POST", "/v1/feedback")  # which changes nothing but the figures of one's own
 )
 
 

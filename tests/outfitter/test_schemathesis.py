@@ -47,7 +47,8 @@ def document(root: Path) -> dict:
         return create_app(make_config(root)).openapi()
 
 
-schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
+for _kind in ("application/offset+octet-stream", "application/jsonl"):
+    schemathesis.serializer.alias(_kind, "application/octet-stream")
 SCHEMA = schemathesis.openapi.from_dict(document(Path("nowhere")))
 OPERATIONS = {found.ok().label: found.ok() for found in SCHEMA.get_all_operations()}
 

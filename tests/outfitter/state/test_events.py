@@ -13,33 +13,7 @@ from outfitter.control.experiments.measures import BUILT_IN, Metric, built_in
 from outfitter.state.database import Database, Patience
 from outfitter.state.events import Events
 from outfitter.statistics.moments import Moments
-
-E, T = "acme/tone", "acme"
-
-
-def event(request_id: str, unit: str, variant: str = "a", at: float = 1.0, **more: object) -> Event:
-    fields: dict = {
-        "experiment": E,
-        "request_id": request_id,
-        "tenant": T,
-        "variant": variant,
-        "version": 1,
-        "unit": unit,
-        "at": at,
-        "is_counted": True,
-        "is_shadow": False,
-        "status": 200,
-        "error": 0,
-        "latency_s": 0.5,
-        "first_token_s": None,
-        "inter_token_s": None,
-        "prompt_tokens": 3,
-        "completion_tokens": 5,
-        "cached_tokens": 1,
-        "cost": 0.25,
-        "finish_reason": "stop",
-    }
-    return Event(**{**fields, **more})
+from tests.outfitter.experiments.making import E, T, event
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ class Feedback:
         if not _REQUEST_ID.fullmatch(request_id):
             right = "the x-request-id of an answer: 1 to 128 letters, digits and ._:-"
             raise fields.wrong("request_id", right)
+        metric = fields.name("metric")
         if ("value" in fields) == ("label" in fields):
             has = "both" if "value" in fields else "neither"
             message = f"{fields.where or 'feedback'} needs either value or label, and has {has}"
@@ -51,7 +52,7 @@ class Feedback:
         if label is not None and not (label and label.isprintable()):
             raise fields.wrong("label", f"1 to {MAX_LABEL} printable characters")
         id_ = fields.name("id") if "id" in fields else ""
-        return cls(request_id, fields.name("metric"), value, label, id_)
+        return cls(request_id, metric, value, label, id_)
 
 
 def parse_lines(raw: bytes) -> list[Feedback]:

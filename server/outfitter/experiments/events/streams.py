@@ -17,7 +17,7 @@ from taskvectors.errors import TierUnavailable
 
 log = logging.getLogger(__name__)
 
-APPEND_TIMEOUT_S = 0.05
+APPEND_TIMEOUT_S = 0.1
 """How long an answer waits for Redis, before the journal must do."""
 READ_TIMEOUT_S = 5.0
 MAX_LENGTH = 200_000
