@@ -30,6 +30,13 @@ DEMO = ROOT / "deploy" / "demo"
 SKILLS = ("json", "uppercase")
 MIXES = ((1.0, 1.0), (1.2, 0.8), (0.5, 0.5), (1.3, 0.6), (0.8, 1.0), (1.1, 0.9), (0.9, 0.7), (1, 0))
 
+ENVIRONMENT = {
+    "VLLM_PLUGINS": "",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "HF_HUB_OFFLINE": "1",
+}
+
 
 async def ask(url: str, model: str, asked: Sequence[tuple[str, Any]], tokens: int) -> list[str]:
     """Answers to prompts, each with its mix or None."""
@@ -107,10 +114,16 @@ class stock:
 
     def __init__(self, model: Path, folder: Path) -> None:
         self.port = int(os.environ.get("STOCK_PORT", "8391"))
-        vllm = str(Path(sys.executable).with_name("vllm"))
-        command = [vllm, "serve", str(model), "--served-model-name", "merged", "--dtype", "float32"]
-        command += ["--max-model-len", "1024", "--enforce-eager", "--port", str(self.port)]
-        environment = {**os.environ, "VLLM_PLUGINS": "", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        command = [
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(model),
+        ]
+        command += ["--served-model-name", "merged", "--dtype", "float32", "--enforce-eager"]
+        command += ["--max-model-len", "1024", "--port", str(self.port)]
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, **ENVIRONMENT}
         self.log = folder / "vllm.log"
         with self.log.open("wb") as sink:
             self.process = subprocess.Popen(
@@ -147,6 +160,7 @@ def main() -> None:
     prompts = [json.loads(line)["prompt"] for line in lines]
     with gateway(args.model, args.url) as (url, name):
         seconds, answers = live(url, name, prompts, args.max_tokens)
+    print(f"live: {len(MIXES)} mixes in {seconds:.1f} s", flush=True)
     restarts = []
     for i, mix in enumerate(MIXES[: args.restarts]):
         found = merged(args.model, mix, prompts, args.max_tokens)
