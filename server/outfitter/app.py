@@ -17,6 +17,7 @@ from outfitter.deps import Needs
 from outfitter.engine.rewrite import event_body
 from outfitter.envelope import Application
 from outfitter.errors import ApiError, from_task_vector_error
+from outfitter.experiments.autopilot import steered
 from outfitter.gateway import Hooks, open_gateway
 from outfitter.routes import (
     access,
@@ -32,6 +33,7 @@ from outfitter.routes import (
     openai,
     promotions,
     pulls,
+    results,
     task_vectors,
     tenants,
     uploads,
@@ -49,6 +51,7 @@ _ROUTES = (
     (openai, Needs(_INFER, _INFER)),
     (access, Needs(_READ, _PUBLISH)),
     (loadouts, Needs(_READ, _PUBLISH)),
+    (results, Needs(_PUBLISH, _PUBLISH)),  # before those that take any path
     (experiments, Needs(_READ, _PUBLISH)),
     (promotions, Needs(_OPERATE, _OPERATE)),
     (tenants, Needs(_ADMIN, _ADMIN)),
@@ -70,7 +73,8 @@ def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_gateway(config, hooks or Hooks()) as gateway:
             app.state.gateway = gateway
-            yield
+            async with steered(gateway):
+                yield
 
     app = Application(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False

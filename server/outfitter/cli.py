@@ -9,7 +9,6 @@ from outfitter.client import GatewayError
 from outfitter.commands import (
     access,
     bench,
-    experiments,
     export,
     feedback,
     files,
@@ -19,6 +18,7 @@ from outfitter.commands import (
     merge,
     oci,
     promotions,
+    results,
     saved,
     serve,
     sign,
@@ -89,7 +89,7 @@ app.add_typer(oci.oci, name="oci")
 app.add_typer(store.store, name="store")
 app.add_typer(saved.loadout, name="loadout")
 app.add_typer(feedback.feedback, name="feedback")
-app.add_typer(experiments.experiment, name="experiment")
+app.add_typer(results.experiment, name="experiment")
 
 
 def _print_version(wanted: bool) -> None:

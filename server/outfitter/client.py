@@ -118,6 +118,10 @@ class GatewayClient:
         """An experiment, or a part of what is told of it, such as `versions`."""
         return self.json("GET", _experiment_path(name, part))
 
+    def experiment_text(self, name: str, part: str) -> str:
+        """A part that is text, such as `events` or `results?format=csv`."""
+        return self.request("GET", _experiment_path(name, part)).text
+
     def define_experiment(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Define an experiment. fields: as for `POST /v1/experiments`."""
         return self.json("POST", "/v1/experiments", json=dict(fields))

@@ -37,6 +37,7 @@ from outfitter.engine.relay import Relay
 from outfitter.engine.supervisor import State, Supervisor
 from outfitter.engine.warming import Warming
 from outfitter.errors import unavailable
+from outfitter.experiments.analysis import Analyst
 from outfitter.experiments.book import Book
 from outfitter.experiments.events.recorder import Recorder
 from outfitter.experiments.registry import Registry
@@ -132,6 +133,7 @@ class Gateway:
         self.trail = Flusher(self.accounts.flush)
         self.book = Book(database, self.vectors.resolver)
         self.variants = Variants(self.vectors, self.accounts.owner_of, self.config.served_names)
+        self.analyst = Analyst(database, self.book, self.events)
         self.shadows = Shadows(lambda: not self.quotas.num_waiting)
         if self.config.asks_for_keys:
             self.quotas.limits_of = self._limits_of

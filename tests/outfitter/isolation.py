@@ -80,6 +80,12 @@ def by(path: str, make: Callable[[str], dict[str, Any]]) -> Callable:
     return lambda reference: (path, make(reference))
 
 
+def tested(reference: str) -> dict[str, Any]:
+    """An experiment as the model of any route, whose variant a tester wants to choose."""
+    forced = {"x-outfitter-force-variant": "b"}
+    return {"json": {"model": f"exp:{reference}", "user": "u"}, "headers": forced}
+
+
 def listed(**extra: Any) -> Callable[[str], dict[str, Any]]:
     return lambda reference: {"json": {"task_vectors": ["mine", reference], **extra}}
 
@@ -125,10 +131,12 @@ MATRIX: dict[tuple[str, str], list[Ask | Only | Nobodys]] = {
         Ask("POST", by(CHAT, lambda r: chat({r: 1.0})), "vectors"),
         Ask("POST", by(CHAT, lambda r: chat([{"name": r, "weight": 1}])), "vectors"),
         Ask("POST", by(CHAT, lambda r: {"json": {"model": r, "messages": []}}), "loadouts"),
+        Ask("POST", by(CHAT, tested), "experiments"),
     ],
     ("POST", COMPLETE): [
         Ask("POST", by(COMPLETE, lambda r: completion({**ONE, r: -1.0})), "vectors"),
         Ask("POST", by(COMPLETE, lambda r: {"json": {"model": r, "prompt": "x"}}), "loadouts"),
+        Ask("POST", by(COMPLETE, tested), "experiments"),
         Ask(
             "POST",
             by(COMPLETE, lambda r: completion({"vectors": {r: 1.0}, "method": "ties"})),
@@ -150,6 +158,7 @@ MATRIX: dict[tuple[str, str], list[Ask | Only | Nobodys]] = {
     **{
         ("POST", route.path): [
             Ask("POST", by(route.path, lambda r: {"json": {"model": r}}), "loadouts"),
+            Ask("POST", by(route.path, tested), "experiments"),
             *(
                 ()
                 if route.is_tokens
@@ -169,7 +178,10 @@ MATRIX: dict[tuple[str, str], list[Ask | Only | Nobodys]] = {
         Ask("PATCH", at(f"{L}/*", json={"latest": 9}), "loadout_names"),
     ],
     ("GET", "/v1/models"): [Nobodys("/v1/models")],
-    ("GET", "/v1/models/{model:path}"): [Ask("GET", at("/v1/models/*"), "loadouts")],
+    ("GET", "/v1/models/{model:path}"): [
+        Ask("GET", at("/v1/models/*"), "loadouts"),
+        Ask("GET", at("/v1/models/exp:*"), "experiments"),
+    ],
     ("GET", f"{T}/{{name:path}}/access"): [Ask("GET", at(f"{T}/*/access"), "names")],
     ("PUT", f"{T}/{{name:path}}/access"): [
         Ask("PUT", at(f"{T}/*/access", json={"visibility": "public"}), "names"),
@@ -212,11 +224,12 @@ MATRIX: dict[tuple[str, str], list[Ask | Only | Nobodys]] = {
         for action, more in (
             *(("start", {}), ("pause", {}), ("stop", {})),
             ("ship", {"variant": "b", "as": "umbra/bot"}),
+            ("veto", {"act": "rollback"}),
         )
     },
     **{
         ("GET", f"{X}/{{name:path}}/{part}"): [Ask("GET", at(f"{X}/*/{part}"), "experiments")]
-        for part in ("versions", "growthbook")
+        for part in ("versions", "growthbook", "results", "events")
     },
     ("POST", P): [
         OPERATE,

@@ -26,6 +26,7 @@ STATUSES = {
     own.InvalidLimits: (400, "invalid_limits"),
     own.NotYours: (403, "not_your_namespace"),
     own.TenantNotFound: (404, "tenant_not_found"),
+    own.ExperimentNotFound: (404, "experiment_not_found"),
     own.InvalidTenant: (400, "invalid_tenant"),
 }
 

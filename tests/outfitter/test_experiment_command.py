@@ -58,7 +58,7 @@ def test_from_a_line_to_what_was_shipped(gateway: Running, client: httpx.Client)
     assert client.get("/v1/loadouts/lab/bot").status_code == 200
     versions = run(gateway, "versions", "lab/tone")
     assert versions.index("ship") < versions.index("edit") < versions.index("create")
-    assert '{"saved": "lab/bot@1"}' in versions
+    assert '"saved": "lab/bot@1"' in versions
     assert "deleted: lab/tone" in run(gateway, "delete", "lab/tone")
     assert client.get("/v1/experiments/lab/tone").status_code == 404
     client.delete("/v1/loadouts/lab/bot")

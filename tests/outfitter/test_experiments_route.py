@@ -140,7 +140,8 @@ def test_a_winner_is_saved_as_a_model(acme: httpx.Client) -> None:
     assert saved["description"] == "won the experiment acme/ship@2"
     assert saved["task_vectors"] == {"acme/json": 0.8}
     newest = acme.get(f"{X}/acme/ship/versions").json()["data"][0]
-    assert (newest["action"], newest["figures"]) == ("ship", {"saved": "acme/winner@1"})
+    assert (newest["action"], newest["figures"]["saved"]) == ("ship", "acme/winner@1")
+    assert newest["figures"]["verdict"]["kind"] == "nothing_yet"
     payload = acme.get(f"{X}/acme/ship/growthbook").json()
     assert payload["features"]["acme/ship"] == {"defaultValue": "warm", "rules": []}
     chat = {"model": "acme/winner", "messages": [{"role": "user", "content": "hi"}]}
@@ -166,7 +167,7 @@ def test_what_cannot_be_shipped(acme: httpx.Client, admin: httpx.Client) -> None
     assert acme.post(f"{X}/acme/unshipped/start").status_code == 200
     parameter = "invalid_parameter"
     refused(acme.post(path, json={"variant": "new"}), 400, parameter, "variant", "control, base")
-    refused(acme.post(path, json={}), 400, parameter, "variant", "required")
+    refused(acme.post(path), 409, "no_winner", "variant", "no units yet", "name one")
     answer = acme.post(path, json={"variant": "base", "as": "acme/x"})
     refused(answer, 400, parameter, "as", "base itself")
     answer = acme.post(path, json={"variant": "control", "as": "umbra/x"})

@@ -141,7 +141,7 @@ def versions(name: NameArgument, url: UrlOption = None, as_json: JsonOption = Fa
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    columns = ("version", "when (UTC)", "what", "by", "status", "coverage", "figures")
+    columns = ("version", "when (UTC)", "what", "by", "status", "coverage", "cause")
     _print(columns, (_version_cells(one) for one in found))
 
 
@@ -188,7 +188,9 @@ def stop(name: NameArgument, url: UrlOption = None, as_json: JsonOption = False)
 @experiment.command()
 def ship(
     name: NameArgument,
-    variant: Annotated[str, typer.Argument(help="The winner's key.")],
+    variant: Annotated[
+        str | None, typer.Argument(help="The winner's key.  [default: the one that has won]")
+    ] = None,
     save_as: Annotated[
         str | None, typer.Option("--as", help="The saved loadout that it becomes.")
     ] = None,
@@ -263,9 +265,16 @@ def _share(variant: Mapping[str, Any]) -> str:
 def _version_cells(found: Mapping[str, Any]) -> tuple[str, ...]:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(found["at"]))
     by = ":".join(filter(None, (found["by"]["tenant"], found["by"]["key"])))
-    figures = json.dumps(found["figures"]) if found["figures"] else "-"
     coverage = f"{found['coverage_now']:.0%}"
-    return (str(found["version"]), when, found["action"], by, found["status"], coverage, figures)
+    cause = _cause(found["figures"])
+    return (str(found["version"]), when, found["action"], by, found["status"], coverage, cause)
+
+
+def _cause(figures: Mapping[str, Any]) -> str:
+    """In words where it says so itself; `show` and `--json` tell all."""
+    if isinstance(reason := figures.get("reason"), str):
+        return reason
+    return json.dumps(dict(figures), ensure_ascii=False) if figures else "-"
 
 
 def _print(columns: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> None:

@@ -6,17 +6,19 @@ why, is told to those who may change it.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from outfitter.accounts import By
 from outfitter.control.experiments.changes import WEIGHTS, edited
+from outfitter.control.experiments.decide import WINNER, Finding
 from outfitter.control.experiments.definition import FIELDS, Definition
 from outfitter.control.experiments.experiment import Experiment
 from outfitter.control.experiments.growthbook import payload
 from outfitter.control.experiments.reading import Fields
-from outfitter.control.experiments.status import PAUSE, START, STOP, Status
+from outfitter.control.experiments.status import PAUSE, SHIP, START, STOP, Status, after
 from outfitter.control.experiments.steps import paused, started, stopped
 from outfitter.control.principal import Scope
 from outfitter.control.resolve import parse_body
@@ -153,27 +155,32 @@ async def stop(name: str, request: Request, gateway: GatewayDep, by: ByDep) -> d
             "promote": {"type": "boolean"},
             **VERSION,
         },
-        "variant",
+        optional=True,
     ),
 )
 async def ship_winner(
     name: str, request: Request, gateway: GatewayDep, by: ByDep
 ) -> dict[str, object]:
-    """End it with a winner, which everybody gets from now on.
+    """End it with a winner, which everybody gets from now on: `variant`, or the one that has won.
 
     `as`: it becomes the next version of that saved loadout. `promote`: it is written into the base.
     """
-    body = parse_body(await read_body(request, MAX_BODY_BYTES))
-    expected = _expected(body, _SHIP)
-    fields = Fields(body, "", _SHIP)
+    raw = await read_body(request, MAX_BODY_BYTES)
+    body = parse_body(raw) if raw.strip() else {}
+    expected, fields = _expected(body, _SHIP), Fields(body, "", _SHIP)
     save_as = plain_name(fields.text("as", most=200)) if "as" in fields else None
-    wanted = Shipment(fields.name("variant"), save_as, fields.flag("promote", default=False))
-    if wanted.promote:
+    variant = fields.name("variant") if "variant" in fields else None
+    promote = fields.flag("promote", default=False)
+    if promote:
         check_scope(by.principal, (Scope.OPERATE,))
     viewer = viewer_of(by.principal)
     old = await asyncio.to_thread(gateway.book.owned, viewer, name)
     _check_expected(old, expected)
-    return describe(await ship(gateway, by, viewer, old, wanted))
+    after(old.status, SHIP)
+    found = (await asyncio.to_thread(gateway.analyst.analyse, old)).findings
+    wanted = Shipment(variant or _winner(found), save_as, promote)
+    figures = {"verdict": found[0].to_json()}
+    return describe(await ship(gateway, by, viewer, old, wanted, figures))
 
 
 @router.delete("/{name:path}")
@@ -202,6 +209,15 @@ def _expected(body: dict[str, Any], known: tuple[str, ...]) -> int | None:
     """The version that a body says is the latest."""
     fields = Fields(body, "", known)
     return fields.whole(VERSION_FIELD, 1, 2**31 - 1) if VERSION_FIELD in fields else None
+
+
+def _winner(found: Sequence[Finding]) -> str:
+    """Raises ApiError (409) while there is none."""
+    for finding in found:
+        if finding.kind == WINNER and finding.variant is not None:
+            return finding.variant
+    message = f"no variant has won yet: {found[0].reason}; name one with variant to ship it anyway"
+    raise ApiError(409, message, "no_winner", "variant")
 
 
 def _check_expected(found: Experiment, expected: int | None) -> None:

@@ -32,7 +32,7 @@ async def usage(request: Request, gateway: GatewayDep, principal: PrincipalDep) 
     params = request.query_params
     check_known(params.keys(), _PARAMETERS, "query parameter")
     query = usage_query(params, principal)
-    is_csv = _is_csv(params, request.headers.get("accept", ""))
+    is_csv = wants_csv(params, request.headers.get("accept", ""))
     table = UsageTable(gateway.vectors.catalog.database)
     rows = await asyncio.to_thread(table.find, query)
     if len(rows) > MAX_ROWS:
@@ -65,11 +65,12 @@ def as_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(columns)
-    writer.writerows([_cell(row[column]) for column in columns] for row in rows)
+    writer.writerows([cell(row[column]) for column in columns] for row in rows)
     return text.getvalue()
 
 
-def _cell(value: object) -> object:
+def cell(value: object) -> object:
+    """What stands in a CSV: no formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_STEERING) else value
 
 
@@ -95,7 +96,8 @@ def _group_by(params: QueryParams) -> tuple[str, ...]:
     return names
 
 
-def _is_csv(params: QueryParams, accept: str) -> bool:
+def wants_csv(params: QueryParams, accept: str) -> bool:
+    """By `format=`, else by the header `accept`; raises ApiError (400)."""
     asked = only(params, "format")
     if asked is None:
         kinds = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]

@@ -1,6 +1,6 @@
-"""The tables of experiments."""
+"""The tables of experiments, and of who may steer them."""
 
-from sqlalchemy import BigInteger, ForeignKey, Integer, String, Text
+from sqlalchemy import BigInteger, Double, ForeignKey, Integer, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from outfitter.state.models import MAX_KEY, MAX_PART, MAX_PATH, Base, exact
@@ -55,3 +55,12 @@ class ExperimentVectorRow(Base):
         exact(MAX_PATH), ForeignKey("experiments.key", ondelete="CASCADE"), primary_key=True
     )
     digest: Mapped[str] = mapped_column(exact(64), primary_key=True, index=True)
+
+
+class LeaseRow(Base):
+    """Who may do something now, and until when, if nothing is heard. until: Unix time, seconds."""
+
+    __tablename__ = "leases"
+    name: Mapped[str] = mapped_column(exact(64), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(128))
+    until: Mapped[float] = mapped_column(Double)

@@ -24,7 +24,7 @@ the very n, it is 2 % wider at 2,500 or 12,500 units, 11 % at 1,000, 7 % at 50,0
 """
 MIN_UNITS = 100
 """Per variant. Before, nothing asymptotic is said: the paper's bound begins at a first peek, whose
-error goes to zero as that is later. By simulation (tests/benchmarks/results/experiments.json) this
+error goes to zero as that is later. By simulation (tests/benchmarks/results/inference.json) this
 suffices for log-normal latencies, ratios, and units that come back."""
 
 

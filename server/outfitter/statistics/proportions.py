@@ -20,6 +20,7 @@ peek on its own is exact still, all peeks together hold by simulation.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,12 +28,12 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 Refuted = Callable[[Array], NDArray[np.bool_]]
 
-_BASE = np.sin(np.linspace(0, np.pi / 2, 9)) ** 2
+_BASE = np.sin(np.linspace(0, np.pi / 2, 7)) ** 2
 """Where on the null bets are made: evenly by the arcsine of the root, in which errors are alike."""
-_SIZES = np.geomspace(0.002, 0.9, 14)
+_SIZES = np.geomspace(0.003, 0.9, 12)
 _STAKES = np.concatenate([-_SIZES[::-1], _SIZES])
 """The size of bets, as a part of the greatest that cannot ruin; negative: on a smaller effect."""
-_WEIGHTS = np.exp(-((np.log(np.abs(_STAKES) / 0.1) / 1.4) ** 2) / 2)
+_WEIGHTS = np.exp(-((np.log(np.abs(_STAKES) / 0.07) / 1.1) ** 2) / 2)
 _LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
 """Of stakes: most for those that decide between a thousand and a hundred thousand units."""
 _ROUNDS, _POINTS = 7, 9
@@ -41,27 +42,37 @@ _MARGIN = 1e-9
 
 @dataclass(frozen=True)
 class Counts:
-    """successes: the sum of values in [0, 1]; n: of units."""
+    """successes: the sum of values in [0, 1]; n: of units. Either may be an array, [E]."""
 
-    successes: float
-    n: float
+    successes: Any
+    n: Any
 
     @property
     def share(self) -> float:
-        """The mean; 1/2 where there is no unit."""
-        return self.successes / self.n if self.n else 0.5
+        """The mean; 1/2 where there is no unit. Not of arrays."""
+        return float(self.successes / self.n) if self.n else 0.5
+
+    def against(self, shape: int) -> tuple[Array, Array]:
+        """Successes and failures, with `shape` axes in all, the first as it is."""
+        successes, n = (np.asarray(one, float) for one in (self.successes, self.n))
+        axes = tuple(range(successes.ndim, shape))
+        return np.expand_dims(successes, axes), np.expand_dims(n - successes, axes)
 
 
 def log_e_value(
-    control: Counts, variant: Counts, share: float, effect: ArrayLike = 0.0, factor: float = 1.0
+    control: Counts,
+    variant: Counts,
+    share: ArrayLike,
+    effect: ArrayLike = 0.0,
+    factor: float = 1.0,
 ) -> Array:
-    """The log of the evidence against q − factor·p = effect. effect: [E] or a number.
+    """The log of the evidence against q − factor·p = effect; each [E] or a number.
 
     share: w, the chance that one of these units is the variant's, 0 < w < 1; factor > 0.
     """
-    effects = np.asarray(effect, float)
-    rows = np.atleast_1d(effects)
-    return _pooled(control, variant, share, rows, factor).reshape(effects.shape)
+    shape = np.broadcast(effect, share, control.successes, variant.successes).shape
+    rows = np.atleast_1d(np.asarray(effect, float))
+    return _pooled(control, variant, share, rows, factor).reshape(shape)
 
 
 def interval(
@@ -104,29 +115,33 @@ def arms_interval(
     return low_q - factor * high_p, high_q - factor * low_p
 
 
-def _pooled(control: Counts, variant: Counts, share: float, effects: Array, factor: float) -> Array:
+def _pooled(
+    control: Counts, variant: Counts, share: ArrayLike, effects: Array, factor: float
+) -> Array:
     """The log of the mean capital over all bets; effects: [E]."""
-    assert 0 < share < 1
+    shares = np.asarray(share, float)
+    assert np.all((shares > 0) & (shares < 1))
     assert factor > 0
+    shares = np.expand_dims(shares, tuple(range(shares.ndim, 3)))
     low = np.maximum(0.0, -effects / factor)
     high = np.minimum(1.0, (1 - effects) / factor)
     p = low[:, None] + (high - low)[:, None] * _BASE  # [E, B]
     q = np.clip(factor * p + effects[:, None], _MARGIN, 1 - _MARGIN)[..., None]
     p = np.clip(p, _MARGIN, 1 - _MARGIN)[..., None]
-    a, b = 1 - share, share * factor  # λ = −t/a, κ = t/b
+    a, b = 1 - shares, shares * factor  # λ = −t/a, κ = t/b
     most = np.minimum(b / q, a / (1 - p))
     least = np.minimum(b / (1 - q), a / p)
     t = np.where(_STAKES > 0, _STAKES * most, _STAKES * least)  # [E, B, S]
     logs = _log_capital(control, -t / a, p) + _log_capital(variant, t / b, q)
-    weighted = (logs + _LOG_WEIGHTS).reshape(len(effects), -1)
+    weighted = (logs + _LOG_WEIGHTS).reshape(len(logs), -1)
     return np.asarray(_log_sum(weighted) - np.log(len(_BASE)))
 
 
 def _log_capital(counts: Counts, stakes: Array, p: Array) -> Array:
     """Σ over units of log(1 + stake·(x − p)), by the counts alone."""
-    failures = counts.n - counts.successes
     won, lost = np.log1p(stakes * (1 - p)), np.log1p(-stakes * p)
-    return np.asarray(counts.successes * won + failures * lost)
+    successes, failures = counts.against(won.ndim)
+    return np.asarray(successes * won + failures * lost)
 
 
 def _log_sum(logs: Array) -> Array:

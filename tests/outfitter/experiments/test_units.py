@@ -3,8 +3,9 @@
 import pytest
 
 from outfitter.control.experiments.parts import Unit
-from outfitter.control.experiments.units import unit_of
+from outfitter.control.experiments.units import MAX_LENGTH, unit_of
 from outfitter.control.principal import OPEN, Principal
+from outfitter.errors import ApiError
 
 KEY = Principal("acme", "ofk_abc", frozenset())
 USER = Unit("user")
@@ -49,3 +50,17 @@ def test_a_key_is_one() -> None:
     """By its visible prefix; a gateway without keys names nobody by them."""
     assert unit_of(Unit("key"), {"user": "alice"}, {}, KEY) == "ofk_abc"
     assert unit_of(Unit("key"), {"user": "alice"}, {}, OPEN) is None
+
+
+def test_an_endless_name_is_refused() -> None:
+    """Each character is hashed while others wait; the error names the field."""
+    assert unit_of(USER, {"user": "x" * MAX_LENGTH}, {}, KEY) == "x" * MAX_LENGTH
+    long = "x" * (MAX_LENGTH + 1)
+    for unit, body, headers, param in (
+        (USER, {"user": long}, {}, "user"),
+        (USER, {"metadata": {"user_id": long}}, {}, "metadata.user_id"),
+        (BY_HEADER, {}, {"x-user-id": long}, "x-user-id"),
+    ):
+        with pytest.raises(ApiError, match=f"{param} has 1025 characters") as caught:
+            unit_of(unit, body, headers, KEY)
+        assert (caught.value.status, caught.value.param) == (400, param)

@@ -84,7 +84,7 @@ def _breach(report: Report, rail: Rail) -> Finding:
         f"{one.variant} is worse than {report.definition.control} on {one.metric} by {by}:"
         f" variant − {one.factor:.4g}·control is {_span(one)}, at {one.n:,} units"
     )
-    return Finding(GUARDRAIL_BREACHED, reason, one.variant, one.metric, told.rail(rail))
+    return Finding(GUARDRAIL_BREACHED, reason, one.variant, one.metric, told.guardrail(rail))
 
 
 def _mismatch(report: Report) -> Iterator[Finding]:

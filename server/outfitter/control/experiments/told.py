@@ -1,6 +1,7 @@
 """A report as the API, the command line and the CSV tell it: the same numbers. Pure."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from outfitter.control.experiments.compare import Comparison
@@ -9,11 +10,11 @@ from outfitter.statistics.balance import ALPHA, Balance
 from outfitter.statistics.contrast import Estimate
 
 COLUMNS = (
-    *("experiment", "version", "status", "at", "metric", "role", "kind", "direction", "variant"),
-    *("units", "value", "error", "against", "factor", "effect", "lift", "lower", "upper"),
-    *("p_value", "alpha", "method", "covariate", "waits_for", "guardrail"),
+    *("experiment", "version", "status", "at", "verdict", "metric", "role", "kind", "direction"),
+    *("variant", "units", "value", "error", "factor", "effect", "lift", "lower", "upper"),
+    *("p_value", "alpha", "method", "covariate", "waits_for", "margin", "state"),
 )
-"""Of the CSV: a row per metric and variant, and one per guardrail and variant."""
+"""Of the CSV: a row per metric and variant, then one per guardrail and variant."""
 
 
 def metrics(report: Report) -> list[dict[str, Any]]:
@@ -30,6 +31,28 @@ def metrics(report: Report) -> list[dict[str, Any]]:
         more = {"direction": metric.direction, "min_effect": metric.min_effect}
         found.append({**head, **more, "variants": arms, "comparisons": compared})
     return found
+
+
+def table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the CSV, from what the API tells; empty cells are None.
+
+    In rows of guardrails, `effect` is variant − factor·control, and `state` says what follows.
+    """
+    names = ("experiment", "version", "status", "at")
+    head = {**{name: results[name] for name in names}, "verdict": results["verdict"]["kind"]}
+    rows = []
+    for metric in results["metrics"]:
+        about = {**head, "metric": metric["name"]}
+        about |= {name: metric[name] for name in ("role", "kind", "direction")}
+        compared = {one["variant"]: one for one in metric["comparisons"]}
+        for key, arm in metric["variants"].items():
+            rows.append({**about, **compared.get(key, {}), "variant": key, **arm})
+    by_name = {metric["name"]: metric for metric in results["metrics"]}
+    for rail in results["guardrails"]:
+        own = by_name[rail["metric"]]
+        about = {"kind": own["kind"], "direction": own["direction"], "role": "guardrail margin"}
+        rows.append({**head, **about, **rail})
+    return [{name: row.get(name) for name in COLUMNS} for row in rows]
 
 
 def comparison(one: Comparison) -> dict[str, Any]:
@@ -50,7 +73,7 @@ def comparison(one: Comparison) -> dict[str, Any]:
     }
 
 
-def rail(one: Rail) -> dict[str, Any]:
+def guardrail(one: Rail) -> dict[str, Any]:
     """A guardrail, with its comparison."""
     own = {"margin": one.guardrail.margin, "state": one.state}
     return {**comparison(one.comparison), **own}

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from outfitter.config import InvalidConfig
 
-HEAD = "0006"
+HEAD = "0007"
 """The revision that this code works with."""
 REVISION_TABLE = "outfitter_revision"
 _LOCK = 7261_8461_0427

@@ -1,0 +1,124 @@
+"""What an experiment's events say: read from the database, compared, judged."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from outfitter.control.experiments import told
+from outfitter.control.experiments.acts import Act, wanted
+from outfitter.control.experiments.decide import Finding, findings
+from outfitter.control.experiments.experiment import Experiment
+from outfitter.control.experiments.report import Report, Standing, report
+from outfitter.experiments.book import Book
+from outfitter.state.database import Database
+from outfitter.state.dealt import units_by_version
+from outfitter.state.events import Events
+from outfitter.statistics.balance import Stretch
+
+Shares = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Of an experiment as it is at `at`, Unix time in seconds."""
+
+    experiment: Experiment
+    at: float
+    report: Report
+    findings: tuple[Finding, ...]
+
+    @property
+    def act(self) -> Act | None:
+        """What it does by itself now, unless somebody has forbidden it."""
+        return wanted(self.experiment, self.report, self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `GET /v1/experiments/{name}/results` tells it."""
+        experiment, pending = self.experiment, self.experiment.pending
+        return {
+            "object": "experiment.results",
+            "experiment": experiment.name,
+            "version": experiment.version,
+            "status": str(experiment.status),
+            "at": self.at,
+            "step": experiment.step,
+            "coverage": experiment.coverage,
+            "weights": experiment.definition.shares,
+            "verdict": self.findings[0].to_json(),
+            "findings": [one.to_json() for one in self.findings],
+            "units": told.balance(self.report.balance),
+            "metrics": told.metrics(self.report),
+            "guardrails": [told.guardrail(one) for one in self.report.rails],
+            "pending": None if pending is None else pending.to_json(),
+            "forbidden": list(experiment.forbidden),
+        }
+
+
+class Analyst:
+    """Every method may block, and raises CatalogUnavailable."""
+
+    def __init__(
+        self,
+        database: Database,
+        book: Book,
+        events: Events,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database, self._book, self._events = database, book, events
+        self._clock = clock
+
+    def analyse(self, experiment: Experiment) -> Analysis:
+        """Everything that was measured until now, for an experiment as it is."""
+        definition, now = experiment.definition, self._clock()
+        known = definition.measured
+        since = experiment.stepped
+        standing = Standing(
+            definition,
+            now,
+            self._stretches(experiment),
+            self._events.moments(experiment.name, list(known.values()), known),
+            experiment.step,
+            since,
+            0 if since is None else sum(self._events.units(experiment.name, since).values()),
+        )
+        found = report(standing)
+        return Analysis(experiment, now, found, findings(found))
+
+    def _stretches(self, experiment: Experiment) -> list[Stretch]:
+        """Units by what the buckets were like; versions that dealt alike are one stretch."""
+        shares = {one.version: dealt_shares(one) for one in self._versions(experiment)}
+        if len(set(shares.values())) == 1:
+            counts = {experiment.version: self._events.units(experiment.name)}
+        else:
+            with self._database.reading() as session:
+                counts = units_by_version(session, experiment.name)
+        return stretches(shares, counts)
+
+    def _versions(self, experiment: Experiment) -> Sequence[Experiment]:
+        started = experiment.started is not None
+        found = self._book.versions(None, experiment.name) if started else (experiment,)
+        return [one for one in found if one.is_running] or [experiment]
+
+
+def dealt_shares(experiment: Experiment) -> Shares:
+    """Of the buckets that any variant has, what each one has; the plan's before they are dealt."""
+    if experiment.allotment is None:
+        return tuple(sorted(experiment.definition.shares.items()))
+    counts = experiment.allotment.counts
+    total = sum(counts.values())
+    own = {key: counts.get(key, 0) for key in experiment.definition.shares}
+    return tuple(sorted((key, num / total if total else 0.0) for key, num in own.items()))
+
+
+def stretches(
+    shares: Mapping[int, Shares], counts: Mapping[int, Mapping[str, int]]
+) -> list[Stretch]:
+    """Sums of the counts of all versions that dealt alike; versions that are not known go along
+    with the oldest."""
+    sums: dict[Shares, dict[str, int]] = {}
+    for version, units in counts.items():
+        own = sums.setdefault(shares.get(version, shares[min(shares)]), {})
+        for key, num in units.items():
+            own[key] = own.get(key, 0) + num
+    return [Stretch(dict(dealt), units) for dealt, units in sums.items()]
