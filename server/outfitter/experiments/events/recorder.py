@@ -128,7 +128,7 @@ class Recorder:
             "failures": self.writer.failures,
             "journal_bytes": self._journal.nbytes,
             "is_shared": self._stream is not None,
-            "is_up": self._breaker.is_up if self._stream is not None else None,
+            "is_up": self._breaker.is_up,
         }
 
     def _begin_to_append(self, event: Event) -> "asyncio.Task[None]":
