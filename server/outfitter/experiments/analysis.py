@@ -114,11 +114,19 @@ def dealt_shares(experiment: Experiment) -> Shares:
 def stretches(
     shares: Mapping[int, Shares], counts: Mapping[int, Mapping[str, int]]
 ) -> list[Stretch]:
-    """Sums of the counts of all versions that dealt alike; versions that are not known go along
-    with the oldest."""
+    """Sums of the counts of all versions that dealt alike.
+
+    Of versions that are too old to be known nobody can say how they dealt: they count as dealt the
+    way that their units came.
+    """
     sums: dict[Shares, dict[str, int]] = {}
     for version, units in counts.items():
-        own = sums.setdefault(shares.get(version, shares[min(shares)]), {})
+        own = sums.setdefault(shares.get(version) or _as_came(units), {})
         for key, num in units.items():
             own[key] = own.get(key, 0) + num
     return [Stretch(dict(dealt), units) for dealt, units in sums.items()]
+
+
+def _as_came(units: Mapping[str, int]) -> Shares:
+    total = sum(units.values())
+    return tuple(sorted((key, num / total) for key, num in units.items() if num))

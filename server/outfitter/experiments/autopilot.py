@@ -140,7 +140,8 @@ class Autopilot:
     async def _ship(self, experiment: Experiment, act: Act) -> None:
         assert act.variant is not None
         automatic = experiment.definition.automatic
-        wanted = Shipment(act.variant, automatic.ship_as, automatic.ship == PROMOTE)
+        is_promoted = automatic.ship == PROMOTE
+        wanted = Shipment(act.variant, None if is_promoted else automatic.ship_as, is_promoted)
         owner = await asyncio.to_thread(self._gateway.accounts.owner_of, experiment.name)
         log.info("the experiment %s: ship %s", experiment.id, act.reason)
         await ship(self._gateway, AUTOMATICALLY, owner, experiment, wanted, act.cause)

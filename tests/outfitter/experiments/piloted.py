@@ -61,35 +61,64 @@ class Piloted:
         latency: Mapping[str, float] | None = None,
     ) -> None:
         """Units of each variant, a request each. grade: the share that is graded good."""
-        now, events = self.clock(), []
-        for key, num in units.items():
-            for place in range(num):
-                good = place < (grade or {}).get(key, 0.5) * num
-                events.append(
-                    Event(
-                        experiment=experiment,
-                        request_id=f"{key}-{version}-{first + place}",
-                        tenant="open",
-                        variant=key,
-                        version=version,
-                        unit=f"{key}-{version}-{first + place}",
-                        at=now,
-                        is_counted=True,
-                        is_shadow=False,
-                        status=200,
-                        error=0,
-                        latency_s=(latency or {}).get(key, 1.0) + 0.1 * (place % 7 - 3),
-                        first_token_s=None,
-                        inter_token_s=None,
-                        prompt_tokens=5,
-                        completion_tokens=7,
-                        cached_tokens=0,
-                        cost=0.0,
-                        finish_reason="stop",
-                        grades={"good": float(good)},
-                    )
+        given = events(
+            experiment,
+            units,
+            self.clock(),
+            version,
+            first,
+            grade=grade or {},
+            latency=latency or {},
+        )
+        self.gateway.inner.events.add(given)
+
+
+def events(
+    experiment: str,
+    units: Mapping[str, int],
+    at: float,
+    version: int = 2,
+    first: int = 0,
+    *,
+    grade: Mapping[str, float],
+    latency: Mapping[str, float],
+) -> list[Event]:
+    """A request of each unit; without more, half of them are good and all take about a second."""
+    found = []
+    for key, num in units.items():
+        for place in range(num):
+            name = f"{key}-{version}-{first + place}"
+            found.append(
+                Event(
+                    experiment=experiment,
+                    request_id=name,
+                    tenant="open",
+                    variant=key,
+                    version=version,
+                    unit=name,
+                    at=at,
+                    is_counted=True,
+                    is_shadow=False,
+                    status=200,
+                    error=0,
+                    latency_s=latency.get(key, 1.0) + 0.1 * (place % 7 - 3),
+                    first_token_s=None,
+                    inter_token_s=None,
+                    prompt_tokens=5,
+                    completion_tokens=7,
+                    cached_tokens=0,
+                    cost=0.0,
+                    finish_reason="stop",
+                    grades={"good": float(place < grade.get(key, 0.5) * num)},
                 )
-        self.gateway.inner.events.add(events)
+            )
+    return found
+
+
+def regression(experiment: str) -> list[Event]:
+    """A variant that is 40 % slower."""
+    units, slow = {"control": 300, "warm": 300}, {"control": 1.0, "warm": 1.4}
+    return events(experiment, units, time.time(), grade={}, latency=slow)
 
 
 def begun(
