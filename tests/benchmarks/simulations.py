@@ -32,13 +32,19 @@ def rate(hits: int, num: int) -> dict[str, Any]:
     return {"rejected": hits, "experiments": num, "rate": p, "interval_95": interval}
 
 
-def null_mean(draw: Draw, num: int, last: int, num_variants: int = 2) -> dict[str, Any]:
-    """Peeked at from MIN_UNITS to `last` units per variant; all variants are the same."""
+def null_mean(
+    draw: Draw, num: int, last: int, num_variants: int = 2, controls: int = 1
+) -> dict[str, Any]:
+    """Peeked at from MIN_UNITS to `last` units per variant; all variants are the same.
+
+    controls: units of the control for each of a variant's.
+    """
     rng = np.random.default_rng(SEED)
     at = drawing.peeks(asymptotic.MIN_UNITS, last, PEEKS)
     ours = naive = 0
     for size in drawing.batches(num, 200):
-        arms = [drawing.arm(rng, draw, at, size) for _ in range(num_variants)]
+        arms = [drawing.arm(rng, draw, at * controls, size)]
+        arms += [drawing.arm(rng, draw, at, size) for _ in range(num_variants - 1)]
         for run in range(size):
             pairs = [(arms[0][run], other[run]) for other in arms[1:]]
             ours += _is_ever_refuted(pairs, ALPHA_OF_ALL / len(pairs))
@@ -98,6 +104,28 @@ def null_adaptive(p: float, num: int, last: int) -> dict[str, Any]:
             if len(known) == 2:
                 share = weights(chances(known, is_better_up=True, seed=run, num_draws=500))["1"]
     return {**rate(hits, num), "last_units": last, "peeks": PEEKS // 5}
+
+
+def null_adaptive_mean(num: int, last: int) -> dict[str, Any]:
+    """The same for a mean that is as skewed as a latency; compared as the product does."""
+    rng = np.random.default_rng(SEED)
+    steps = np.diff(np.concatenate([[0], drawing.peeks(40, 2 * last, PEEKS)]))
+    metric, terms = Metric("m", "feedback", "mean", "up"), Terms(ALPHA_OF_ALL, None, True)
+    hits = 0
+    for run in range(num):
+        arms, share = [Moments(), Moments()], 0.5
+        for step in steps:
+            new = int(rng.binomial(step, share))
+            for k, came in enumerate((step - new, new)):
+                arms[k] += Moments.of(rng.lognormal(0, 1, came))
+            found = compare(metric, "warm", (arms[0], arms[1]), terms)
+            if found.is_above() or found.is_below():
+                hits += 1
+                break
+            known = {str(k): one for k, arm in enumerate(arms) if (one := estimate(arm))}
+            if len(known) == 2:
+                share = weights(chances(known, is_better_up=True, seed=run, num_draws=500))["1"]
+    return {**rate(hits, num), "last_units": last}
 
 
 def _arms_differ(counts: list[Counts]) -> bool:
