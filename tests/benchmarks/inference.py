@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import drawing
+from tests.benchmarks.adaptive import null_adaptive, null_adaptive_mean
 from tests.benchmarks.simulations import (
     ALPHA_OF_ALL,
     PEEKS,
     SEED,
     mismatch,
-    null_adaptive,
-    null_adaptive_mean,
     null_mean,
     null_proportion,
     null_returning,
