@@ -167,6 +167,32 @@ METRICS = (
         "Those that are being sent, or wait.",
         "shadows.pending",
     ),
+    Described(
+        "outfitter_experiment_events_total",
+        COUNTER,
+        "Events of experiments: recorded, written to the database, lost as the journal was full,"
+        " bad as the database cannot hold them, ungraded as graders had no time.",
+        "events.total",
+        _RESULT,
+    ),
+    Described(
+        "outfitter_experiment_events_failures_total",
+        COUNTER,
+        "Attempts to write events that failed.",
+        "events.failures",
+    ),
+    Described(
+        "outfitter_experiment_events_journal_bytes",
+        GAUGE,
+        "Events that wait in this process's journal.",
+        "events.journal_bytes",
+    ),
+    Described(
+        "outfitter_experiment_events_redis_up",
+        GAUGE,
+        "1 unless Redis is left alone, and events go to the journal.",
+        "events.is_up",
+    ),
     Described("outfitter_uploads_in_progress", GAUGE, "Unfinished uploads.", "uploads.in_progress"),
     Described(
         "outfitter_changes_connected",

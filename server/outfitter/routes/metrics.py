@@ -76,6 +76,7 @@ async def _snapshot(gateway: Gateway) -> dict[str, Any]:
     shadows = {"pending": gateway.shadows.num_pending, "requests": vars(gateway.shadows.numbers)}
     quotas = gateway.quotas.stats()
     own = {"usage": usage, "shadows": shadows, "quotas": quotas}
+    own["events"] = gateway.recorder.stats()
     return {**local, **own, "engine": engine}
 
 

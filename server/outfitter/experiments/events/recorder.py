@@ -116,12 +116,15 @@ class Recorder:
 
     def stats(self) -> dict[str, Any]:
         """lost: for which the journal had no room. bad: which the database could not hold."""
-        return {
+        total = {
             "recorded": self.num_recorded,
             "written": self.writer.num_written,
             "lost": self._journal.num_lost,
             "bad": self.writer.num_bad,
             "ungraded": self.num_ungraded,
+        }
+        return {
+            "total": total,
             "failures": self.writer.failures,
             "journal_bytes": self._journal.nbytes,
             "is_shared": self._stream is not None,
