@@ -115,7 +115,7 @@ def tune(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Search the weights of a loadout on a running gateway, and score it on held-out prompts."""
-    names = _names(vectors)
+    names = names_of(vectors)
     space = Space(
         len(names),
         _bounds(weights, "--weights"),
@@ -264,8 +264,8 @@ def _save(client: GatewayClient, name: str, report: Report, task: Task) -> None:
     say(f"saved: {saved.get('id')}, {report.tuned.loadout}")
 
 
-def _names(vectors: list[str]) -> list[str]:
-    """Raises InvalidConfig, InvalidReference."""
+def names_of(vectors: list[str]) -> list[str]:
+    """The vectors that are named, commas taken apart. Raises InvalidConfig, InvalidReference."""
     names = [name.strip() for text in vectors for name in text.split(",") if name.strip()]
     for name in names:
         Reference.parse(name)
