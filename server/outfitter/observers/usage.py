@@ -1,7 +1,6 @@
 """Adds up what each key used, and writes it down every few seconds, beside the requests."""
 
 import asyncio
-import contextlib
 import logging
 import time
 import uuid
@@ -9,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from outfitter.control.outcome import Outcome
 from outfitter.errors import CatalogConflict, CatalogUnavailable, InvalidDetails
+from outfitter.flushing import tried, until_closed
 from outfitter.state.models import MAX_USAGE_TEXT
 from outfitter.state.usage import UsageKey, Used
 
@@ -56,12 +56,7 @@ class UsageLedger:
 
     async def run(self) -> None:
         """Write from time to time until `close`, then once more."""
-        patience = FLUSH_S
-        while not self._is_closing.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_closing.wait(), patience)
-            is_written = await self._try()
-            patience = FLUSH_S if is_written else min(2 * patience, MAX_FLUSH_S)
+        await until_closed(self._is_closing, self._try, FLUSH_S, MAX_FLUSH_S)
         while self.num_pending and await self._try():
             pass
         if self.num_pending:
@@ -92,11 +87,7 @@ class UsageLedger:
         return True
 
     async def _try(self) -> bool:
-        try:
-            return await self.flush()
-        except Exception:  # it must not end the writing of what follows
-            log.exception("usage could not be written")
-            return False
+        return await tried(self.flush())
 
     def _key(self, outcome: Outcome) -> UsageKey:
         who = outcome.principal
