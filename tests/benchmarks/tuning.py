@@ -8,6 +8,7 @@ one gateway. Merging: for each mix a checkpoint is written, and stock vLLM start
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -15,19 +16,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from taskvectors.bench.machine import write_result
-from tests.end_to_end.conftest import OUTFITTER, Gateway, serving
+from tests.end_to_end.conftest import outfitter, serving
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "deploy" / "demo"
 SKILLS = ("json", "uppercase")
 MIXES = ((1.0, 1.0), (1.2, 0.8), (0.5, 0.5), (1.3, 0.6), (0.8, 1.0), (1.1, 0.9), (0.9, 0.7), (1, 0))
+
+ENVIRONMENT = {
+    "VLLM_PLUGINS": "",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 async def ask(url: str, model: str, asked: Sequence[tuple[str, Any]], tokens: int) -> list[str]:
@@ -48,13 +56,29 @@ async def ask(url: str, model: str, asked: Sequence[tuple[str, Any]], tokens: in
         return await asyncio.gather(*(one(client, prompt, mix) for prompt, mix in asked))
 
 
-def live(gateway: Gateway, prompts: list[str], tokens: int) -> tuple[float, list[str]]:
+def live(url: str, name: str, prompts: list[str], tokens: int) -> tuple[float, list[str]]:
     """Seconds for all mixes on all prompts, after one answer that warms up; and the answers."""
-    asyncio.run(ask(gateway.url, gateway.model, [(prompts[0], MIXES[0])], tokens))
+    asyncio.run(ask(url, name, [(prompts[0], MIXES[0])], tokens))
     start = time.monotonic()
     asked = [(prompt, mix) for mix in MIXES for prompt in prompts]
-    answers = asyncio.run(ask(gateway.url, gateway.model, asked, tokens))
+    answers = asyncio.run(ask(url, name, asked, tokens))
     return time.monotonic() - start, answers
+
+
+@contextlib.contextmanager
+def gateway(model: Path, url: str | None) -> Iterator[tuple[str, str]]:
+    """A gateway with the skills: the one at `url`, or one that is started. Its URL and base."""
+    if url is not None:
+        yield url, httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+        return
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(model, "base", Path(folder), "--max-model-len", "1024") as started,
+    ):
+        for skill in SKILLS:
+            file = f"{DEMO}/vectors/{skill}.safetensors"
+            outfitter("push", file, "--name", skill, "--url", started.url)
+        yield started.url, started.model
 
 
 def merged(model: Path, mix: Sequence[float], prompts: list[str], tokens: int) -> dict[str, Any]:
@@ -65,7 +89,7 @@ def merged(model: Path, mix: Sequence[float], prompts: list[str], tokens: int) -
         vectors = [f"{DEMO}/vectors/{skill}.safetensors={w}" for skill, w in pairs if w]
         target = Path(folder) / "merged"
         export = ["export", "--to", "checkpoint", "--base", str(model), "-o", str(target)]
-        subprocess.run([OUTFITTER, *export, *vectors], check=True, capture_output=True)
+        outfitter(*export, *vectors)
         for file in model.iterdir():
             if not (target / file.name).exists() and file.suffix in (".json", ".jinja"):
                 shutil.copy(file, target)
@@ -90,10 +114,16 @@ class stock:
 
     def __init__(self, model: Path, folder: Path) -> None:
         self.port = int(os.environ.get("STOCK_PORT", "8391"))
-        vllm = str(Path(sys.executable).with_name("vllm"))
-        command = [vllm, "serve", str(model), "--served-model-name", "merged", "--dtype", "float32"]
-        command += ["--max-model-len", "1024", "--enforce-eager", "--port", str(self.port)]
-        environment = {**os.environ, "VLLM_PLUGINS": "", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        command = [
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(model),
+        ]
+        command += ["--served-model-name", "merged", "--dtype", "float32", "--enforce-eager"]
+        command += ["--max-model-len", "1024", "--port", str(self.port)]
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, **ENVIRONMENT}
         self.log = folder / "vllm.log"
         with self.log.open("wb") as sink:
             self.process = subprocess.Popen(
@@ -119,6 +149,7 @@ class stock:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Live engine against merging and restarting.")
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--url", help="A running gateway with the skills, instead of a new one.")
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--max-tokens", type=int, default=40)
     parser.add_argument("--restarts", type=int, default=3)
@@ -127,17 +158,9 @@ def main() -> None:
     made = [sys.executable, str(DEMO / "mixes.py"), "json+uppercase", "--count", str(args.prompts)]
     lines = subprocess.run(made, check=True, capture_output=True, text=True).stdout.splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines]
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.monotonic()
-        with serving(args.model, "base", Path(folder), "--max-model-len", "1024") as gateway:
-            started = time.monotonic() - start
-            for skill in SKILLS:
-                file = DEMO / "vectors" / f"{skill}.safetensors"
-                subprocess.run(
-                    [OUTFITTER, "push", str(file), "--name", skill, "--url", gateway.url],
-                    check=True,
-                )
-            seconds, answers = live(gateway, prompts, args.max_tokens)
+    with gateway(args.model, args.url) as (url, name):
+        seconds, answers = live(url, name, prompts, args.max_tokens)
+    print(f"live: {len(MIXES)} mixes in {seconds:.1f} s", flush=True)
     restarts = []
     for i, mix in enumerate(MIXES[: args.restarts]):
         found = merged(args.model, mix, prompts, args.max_tokens)
@@ -157,7 +180,6 @@ def main() -> None:
         "live": {
             "loadouts_at_once": len(MIXES),
             "seconds": round(seconds, 2),
-            "start_s_once": round(started, 2),
             "evaluations_per_minute": round(live_rate, 2),
         },
         "merging": {"each": restarts, "evaluations_per_minute": round(merged_rate, 3)},

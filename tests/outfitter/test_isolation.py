@@ -52,6 +52,10 @@ class World:
             self.clients[key] = made
         return self.clients[key]
 
+    def close(self) -> None:
+        for client in self.clients.values():
+            client.close()
+
     def forgets(self) -> None:
         """Something changes, so that nothing is answered from memory."""
         path = "/v1/task_vectors/mine/tags/moved"
@@ -73,12 +77,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     keys = new_keys(config, **scopes, umbra__ops="infer publish operate", umbra__infer="infer")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autopilot, "TICK_S", 3_600.0)  # its questions would be among those counted
+        with running(config) as before:  # whose figures, which name tenants, end with it
+            filled = World(before.wait_ready(), keys)
+            _fill(filled, root)
+            filled.close()
         with running(config) as gateway:
-            found = World(gateway.wait_ready(), keys)
-            _fill(found, root)
+            found = World(gateway.wait_ready(), keys, filled.digests, filled.twins)
             yield found
-            for client in found.clients.values():
-                client.close()
+            found.close()
 
 
 def _fill(world: World, root: Path) -> None:

@@ -81,7 +81,7 @@ def tune(
     ] = None,
     weights: Annotated[str, typer.Option(help="Bounds of each weight.")] = "0:1.5",
     method: Annotated[
-        list[str] | None, typer.Option(help="Merge methods to search; repeatable.  [linear]")
+        list[str] | None, typer.Option(help="A merge method to search, linear if none; repeatable.")
     ] = None,
     density: Annotated[str, typer.Option(help="Bounds, for methods that have one.")] = "0.1:1",
     budget: Annotated[
@@ -95,7 +95,9 @@ def tune(
     random_search: Annotated[
         bool, typer.Option(help="Compare with random search, which costs the budget again.")
     ] = True,
-    model: Annotated[str | None, typer.Option(help="The base.  [default: the gateway's]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The base, if not the first model that is listed.")
+    ] = None,
     completions: Annotated[
         bool, typer.Option("--completions", help="Ask /v1/completions, without a chat template.")
     ] = False,

@@ -98,7 +98,7 @@ class Tuner:
             self._best_of(space.equals),
             self._best_of(space.alone),
             None if rivals is None else rivals.candidate,
-            {name: _steps(stage) for name, stage in stages.items()},
+            {name: self._steps(stage) for name, stage in stages.items()},
             {name: stage.spent for name, stage in stages.items()},
         )
         self._what = "held-out prompts"
@@ -123,6 +123,17 @@ class Tuner:
             shown = candidate.describe(self._task.labels)
             raise NothingFound(f"{shown} has no score: {self._journal.failed[candidate.key]}")
         return scores
+
+    def _steps(self, stage: Stage) -> list[Step]:
+        """What a stage tried; no expectation lies outside of what was ever scored."""
+        scores = [score for one in self._journal.scores.values() for score in one.values()]
+        low, high = min(scores), max(scores)
+        known = {one.candidate: one.score for one in stage.known()}
+        return [
+            Step(one.candidate, min(max(score, low), high), one.at, one.asked)
+            for one in stage.tried
+            if (score := known.get(one.candidate)) is not None
+        ]
 
     def _best_of(self, candidates: Sequence[Candidate]) -> Candidate:
         return max(candidates, key=lambda one: (sum(self.searched(one)), -one.size))
@@ -210,15 +221,6 @@ class Tuner:
         stages = task.plan.answers * (2 if task.is_compared else 1)
         rows = 2 + task.is_compared + len(space.equals) + len(space.alone)
         return stages + len(task.plan.order) + rows * len(task.split.held_out)
-
-
-def _steps(stage: Stage) -> list[Step]:
-    known = {one.candidate: one.score for one in stage.known()}
-    return [
-        Step(one.candidate, score, one.at, one.asked)
-        for one in stage.tried
-        if (score := known.get(one.candidate)) is not None
-    ]
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

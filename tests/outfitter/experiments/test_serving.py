@@ -1,5 +1,7 @@
 """An experiment is a model: every unit is served the mix of its variant, and the answer says so."""
 
+import csv
+import io
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -363,6 +365,19 @@ def test_what_is_not_counted_is_not_mirrored(client: httpx.Client, shadowed: Sha
     ask(client, shadowed.name, "alice", {FORCE: "warm"})
     ask(client, shadowed.name, "alice", prompt="vllm error")
     assert shadowed.settle() == []
+
+
+def test_copies_are_among_the_raw_events(client: httpx.Client, shadowed: Shadowed) -> None:
+    """Under the request's id and the variant, and marked."""
+    ask(client, shadowed.name, "alice", {"x-request-id": "own"})
+
+    def events() -> list[tuple[str, str, str]]:
+        text = client.get(f"{PATH}/{shadowed.name}/events").text
+        rows = csv.DictReader(io.StringIO(text))
+        return sorted((row["request_id"], row["is_shadow"], row["unit"]) for row in rows)
+
+    expected = [("own", "False", "alice"), ("own:cold", "True", "alice")]
+    wait_for(lambda: events() == expected)
 
 
 def test_a_slow_shadow_delays_nobody(client: httpx.Client, shadowed: Shadowed) -> None:
