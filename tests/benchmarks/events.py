@@ -70,7 +70,7 @@ def main() -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options, as they are on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=1_500, help="of each kind, one at a time")
+    parser.add_argument("--requests", type=int, default=600, help="of each kind, one at a time")
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--only", choices=("append", "sums"))
     parser.add_argument("-o", "--out", type=Path, default=RESULTS)
@@ -190,7 +190,7 @@ def fill(database: Database, experiment: str, number: int, units: int) -> None:
     Each unit has one of three variants; a tenth of them has a past. Every tenth request is graded,
     on every fifth there is feedback.
     """
-    numbers = f"generate_series(0, {number - 1}) AS s(i)"
+    numbers = f"generate_series(CAST(0 AS BIGINT), {number - 1}) AS s(i)"
     grade = "CAST('{\"ends\": 1.0}' AS JSONB)"
     if database.is_sqlite:
         numbers = (
