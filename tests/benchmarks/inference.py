@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import drawing
+from tests.benchmarks.adaptive import null_adaptive, null_adaptive_mean
 from tests.benchmarks.simulations import (
     ALPHA_OF_ALL,
     PEEKS,
     SEED,
     mismatch,
-    null_adaptive,
     null_mean,
     null_proportion,
     null_returning,
@@ -41,6 +41,13 @@ def scenarios(num: int) -> dict[str, Callable[[], dict[str, Any]]]:
         "null/mean, log-normal 1": lambda: null_mean(drawing.log_normal(1.0), num, 10_000),
         "null/mean, log-normal 1.5": lambda: null_mean(drawing.log_normal(1.5), num, 10_000),
         "null/mean, 4 variants": lambda: null_mean(drawing.log_normal(1.0), num, 5_000, 4),
+        "null/mean, log-normal 1.5, 9 to 1": lambda: null_mean(
+            drawing.log_normal(1.5), num, 3_000, controls=9
+        ),
+        "null/ratio of 0.02, 9 to 1": lambda: null_mean(
+            drawing.ratio(0.02), num, 3_000, controls=9
+        ),
+        "null/mean, log-normal 1, Thompson": lambda: null_adaptive_mean(few, 5_000),
         "null/mean with a covariate": lambda: null_mean(drawing.covered(0.8), num, 5_000),
         "null/ratio of 0.3": lambda: null_mean(drawing.ratio(0.3), num, 5_000),
         "null/ratio of 0.02": lambda: null_mean(drawing.ratio(0.02), num, 5_000),

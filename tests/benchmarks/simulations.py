@@ -12,11 +12,9 @@ from outfitter.control.experiments.measures import Metric
 from outfitter.control.experiments.report import Standing, report
 from outfitter.statistics import asymptotic, proportions
 from outfitter.statistics.balance import ALPHA, Stretch, balance
-from outfitter.statistics.contrast import contrast, estimate
-from outfitter.statistics.moments import Moments
+from outfitter.statistics.contrast import contrast
 from outfitter.statistics.proportions import Counts
 from outfitter.statistics.tails import normal_quantile
-from outfitter.statistics.thompson import chances, weights
 from tests.benchmarks import drawing
 from tests.benchmarks.drawing import Array, Draw
 
@@ -32,13 +30,19 @@ def rate(hits: int, num: int) -> dict[str, Any]:
     return {"rejected": hits, "experiments": num, "rate": p, "interval_95": interval}
 
 
-def null_mean(draw: Draw, num: int, last: int, num_variants: int = 2) -> dict[str, Any]:
-    """Peeked at from MIN_UNITS to `last` units per variant; all variants are the same."""
+def null_mean(
+    draw: Draw, num: int, last: int, num_variants: int = 2, controls: int = 1
+) -> dict[str, Any]:
+    """Peeked at from MIN_UNITS to `last` units per variant; all variants are the same.
+
+    controls: units of the control for each of a variant's.
+    """
     rng = np.random.default_rng(SEED)
     at = drawing.peeks(asymptotic.MIN_UNITS, last, PEEKS)
     ours = naive = 0
     for size in drawing.batches(num, 200):
-        arms = [drawing.arm(rng, draw, at, size) for _ in range(num_variants)]
+        arms = [drawing.arm(rng, draw, at * controls, size)]
+        arms += [drawing.arm(rng, draw, at, size) for _ in range(num_variants - 1)]
         for run in range(size):
             pairs = [(arms[0][run], other[run]) for other in arms[1:]]
             ours += _is_ever_refuted(pairs, ALPHA_OF_ALL / len(pairs))
@@ -74,39 +78,6 @@ def null_proportion(
         alpha = ALPHA_OF_ALL / (num_variants - 1)
         hit |= _ever(_evidence(control, variant, share), alpha)
     return {**rate(int(hit.sum()), num), "last_units": last}
-
-
-def null_adaptive(p: float, num: int, last: int) -> dict[str, Any]:
-    """Thompson sampling moves the traffic at every peek; each arm has its own interval."""
-    rng = np.random.default_rng(SEED)
-    steps = np.diff(np.concatenate([[0], drawing.peeks(40, 2 * last, PEEKS)]))
-    hits = 0
-    for run in range(num):
-        won, units = np.zeros(2), np.zeros(2)
-        share = 0.5
-        for place, step in enumerate(steps):
-            new = rng.binomial(step, share)
-            came = np.array([step - new, new])
-            won += rng.binomial(came, p)
-            units += came
-            counts = [Counts(won[k], units[k]) for k in (0, 1)]
-            if place % 5 == 4 and _arms_differ(counts):
-                hits += 1
-                break
-            arms = {str(k): estimate(_ones(won[k], units[k])) for k in (0, 1)}
-            known = {key: one for key, one in arms.items() if one is not None and one.variance > 0}
-            if len(known) == 2:
-                share = weights(chances(known, is_better_up=True, seed=run, num_draws=500))["1"]
-    return {**rate(hits, num), "last_units": last, "peeks": PEEKS // 5}
-
-
-def _arms_differ(counts: list[Counts]) -> bool:
-    lower, upper = proportions.arms_interval(counts[0], counts[1], ALPHA_OF_ALL)
-    return lower > 0 or upper < 0
-
-
-def _ones(won: float, units: float) -> Moments:
-    return Moments(int(units), won, won, units, units, won)
 
 
 def power_mean(num: int, fixed_n: int) -> dict[str, Any]:

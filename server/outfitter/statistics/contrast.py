@@ -52,6 +52,24 @@ def contrast(control: Moments, variant: Moments, factor: float = 1.0) -> Estimat
     return Estimate(value, max(0.0, variance), before.n + after.n)
 
 
+def pooled_spread(control: Estimate, variant: Estimate) -> float:
+    """What one unit adds to the variance, if the units of both spread alike."""
+    total = control.n + variant.n
+    return (control.variance * control.n**2 + variant.variance * variant.n**2) / total
+
+
+def caution(control: Estimate, variant: Estimate, factor: float = 1.0) -> float:
+    """By how much to multiply a contrast's variance where one has many more units; at least 1.
+
+    A few units of a skewed metric have too small a mean and too small a spread at once, which an
+    even split cancels and an uneven one does not. So the variance is at least what it would be if
+    the units of both spread alike, which is mostly the larger one's to say. 1 for an even split.
+    """
+    own = variant.variance + factor**2 * control.variance
+    pooled = pooled_spread(control, variant) * (1 / variant.n + factor**2 / control.n)
+    return max(1.0, pooled / own) if own > 0 else 1.0
+
+
 def _residual(m: Moments) -> float:
     """The variance between units of (x − R·y) / ȳ."""
     ratio, mean_y = m.value, m.y / m.n

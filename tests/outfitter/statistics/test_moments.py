@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from outfitter.statistics.contrast import contrast, estimate
+from outfitter.statistics.contrast import Estimate, caution, contrast, estimate, pooled_spread
 from outfitter.statistics.moments import Moments, total
 
 
@@ -59,3 +59,14 @@ def test_a_covariate_makes_the_error_less_and_biases_nothing() -> None:
     assert adjusted is not None
     assert adjusted.error < plain.error / 3
     assert adjusted.value == pytest.approx(0.1, abs=4 * adjusted.error)
+
+
+def test_an_even_split_needs_no_caution_and_an_uneven_one_the_spread_of_all() -> None:
+    """Few units that happen to be alike do not make a small error."""
+    many, few = Estimate(1.0, 4 / 900, 900), Estimate(1.0, 1 / 100, 100)
+    assert pooled_spread(many, few) == pytest.approx(3.7)
+    own = 4 / 900 + 1 / 100
+    assert caution(many, few) * own == pytest.approx(3.7 / 900 + 3.7 / 100)
+    assert caution(few, many) == pytest.approx(caution(many, few))
+    assert caution(many, Estimate(1.0, 9 / 100, 100)) == 1
+    assert caution(Estimate(1.0, 0.1, 500), Estimate(1.0, 0.3, 500)) == pytest.approx(1)

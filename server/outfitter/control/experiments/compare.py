@@ -5,7 +5,13 @@ from dataclasses import dataclass, replace
 
 from outfitter.control.experiments.measures import PROPORTION, Metric
 from outfitter.statistics import asymptotic, proportions
-from outfitter.statistics.contrast import Estimate, contrast, estimate
+from outfitter.statistics.contrast import (
+    Estimate,
+    caution,
+    contrast,
+    estimate,
+    pooled_spread,
+)
 from outfitter.statistics.moments import Moments
 from outfitter.statistics.proportions import Counts
 
@@ -138,18 +144,21 @@ def _asymptotic(blank: Comparison, control: Moments, treated: Moments, terms: Te
         return _waiting(blank, "units that differ from each other")
     if terms.is_adaptive:
         return _by_arm(blank, before, after)
-    z, n, alpha = difference.value / difference.error, difference.n, terms.alpha
-    reach = difference.error * asymptotic.z_of(n, alpha)
-    p_value = math.exp(-max(0.0, asymptotic.log_e_value(z, n, alpha)))
+    n, alpha = difference.n, terms.alpha
+    error = difference.error * math.sqrt(caution(before, after, blank.factor))
+    reach = error * asymptotic.z_of(n, alpha)
+    log_e = asymptotic.log_e_value(difference.value / error, n, alpha)
+    p_value = math.exp(-max(0.0, log_e))
     has_covariate = control.zz + treated.zz > 0
     ends = (difference.value - reach, difference.value + reach)
     return _known(blank, difference.value, ends, p_value, has_covariate=has_covariate)
 
 
 def _by_arm(blank: Comparison, before: Estimate, after: Estimate) -> Comparison:
-    half = blank.alpha / 2
-    reach = after.error * asymptotic.z_of(after.n, half)
-    reach += blank.factor * before.error * asymptotic.z_of(before.n, half)
+    half, pooled = blank.alpha / 2, pooled_spread(before, after)
+    errors = [math.sqrt(max(arm.variance, pooled / arm.n)) for arm in (before, after)]
+    reach = blank.factor * errors[0] * asymptotic.z_of(before.n, half)
+    reach += errors[1] * asymptotic.z_of(after.n, half)
     value = after.value - blank.factor * before.value
     return _known(blank, value, (value - reach, value + reach), None)
 
