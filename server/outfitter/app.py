@@ -3,6 +3,9 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -10,15 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from outfitter.config import GatewayConfig
-from outfitter.context import RequestContext
+from outfitter.context import RequestContext, tell_refused
 from outfitter.control.principal import Scope
 from outfitter.control.surface import Dialect, dialect_of
-from outfitter.deps import Needs
+from outfitter.deps import Counts, Needs
 from outfitter.engine.rewrite import event_body
 from outfitter.envelope import Application
 from outfitter.errors import ApiError, from_task_vector_error
 from outfitter.experiments.autopilot import steered
 from outfitter.gateway import Hooks, open_gateway
+from outfitter.protocol import REFUSED
 from outfitter.routes import (
     access,
     audit,
@@ -65,23 +69,33 @@ _ROUTES = (
     (task_vectors, Needs(_READ, _PUBLISH)),  # takes any path below its own
 )
 
+_READS, _COMPARISONS = Counts("reads_per_minute"), Counts("comparisons_per_minute", ("POST",))
+_UNCOUNTED = (health, metrics, openai)
+"""What watches the server, and what has limits of its own."""
+
+
+def _dependencies(routes: ModuleType, needs: Needs | None) -> list[Any]:
+    counts = _COMPARISONS if routes is interference else _READS
+    wanted = (needs, None if routes in _UNCOUNTED else counts)
+    return [Depends(one) for one in wanted if one is not None]
+
 
 def create_app(config: GatewayConfig, hooks: Hooks | None = None) -> FastAPI:
     """The gateway as an ASGI application; its engine starts and stops with the lifespan."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
         async with open_gateway(config, hooks or Hooks()) as gateway:
             app.state.gateway = gateway
             async with steered(gateway):
-                yield
+                yield {REFUSED: partial(tell_refused, gateway)}
 
     app = Application(
         lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.add_middleware(RequestContext)
     for routes, needs in _ROUTES:
-        app.include_router(routes.router, dependencies=[Depends(needs)] if needs else [])
+        app.include_router(routes.router, dependencies=_dependencies(routes, needs))
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(TaskVectorError, _task_vector_error)
     app.add_exception_handler(HTTPException, _http_exception)

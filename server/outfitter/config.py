@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from outfitter import urls
+from outfitter.control.keep import Keep
 from outfitter.control.limits import LimitsBook
 from outfitter.control.prices import Prices
 from outfitter.errors import InvalidLimits
@@ -16,6 +17,7 @@ from taskvectors.store.settings import DISK, ORIGIN, REDIS, TIERS, TierSettings
 
 LOG_FORMATS = ("text", "json")
 PLACEMENTS = ("auto", "off")
+EVER = "ever"
 OPEN, KEYS = "open", "keys"
 AUTHS = (OPEN, KEYS)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -113,6 +115,8 @@ class GatewayConfig:
     proxy_headers: bool = False
     forwarded_allow_ips: str = "127.0.0.1"
     """Proxies whose X-Forwarded headers are believed where `proxy_headers` is set."""
+    keep: Keep = field(default_factory=Keep)
+    """How long it stays known who changed what, and which key used which loadout."""
     log_format: str = "text"
     access_log: bool = True
     """Whether each request is logged; changes of tenants, vectors and loadouts always are."""
@@ -142,6 +146,8 @@ class GatewayConfig:
             _require(value > 0, option, value, "use a positive number")
         for name, price in vars(self.prices).items():
             _require(0 <= price < 1e9, f"--price-{name}", price, "use 0 or more")
+        for option, kept in (("--keep-uses", self.keep.uses), ("--keep-audit", self.keep.changes)):
+            _require(kept is None or kept > 0, option, kept, "use a positive time, or ever")
         self._check_connections()
         check_state(self.database_url, self.tiers)
         self._check_auth()
@@ -299,6 +305,11 @@ def parse_seconds(text: str) -> float:
     if match is None or unit is None:
         raise InvalidConfig(f"unsupported time {text!r}; use seconds or a unit such as 30s, 1h, 7d")
     return float(match[1]) * unit
+
+
+def parse_age(text: str) -> float | None:
+    """A time as of `parse_seconds`, or None for `ever`; raises InvalidConfig."""
+    return None if text.strip().lower() == EVER else parse_seconds(text)
 
 
 def parse_size(text: str) -> int:

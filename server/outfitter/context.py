@@ -5,6 +5,8 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from outfitter.errors import ApiError
+from outfitter.gateway import Gateway
 from outfitter.observers import logs
 from outfitter.observers.metrics import NONE
 
@@ -45,6 +47,17 @@ class RequestContext:
                 tracing.end(span, scope, route, status)
             _tell(scope, route, status, time.monotonic() - began)
             logs.REQUEST_ID.reset(token)
+
+
+def tell_refused(
+    gateway: Gateway, error: ApiError, client: str | None, request_id: str | None = None
+) -> None:
+    """Count and log a head that was answered before it was a request."""
+    gateway.metrics.responded(NONE, error.status)
+    token = logs.REQUEST_ID.set(request_id)
+    told = {"client": client, "route": NONE, "status": error.status, "code": error.code}
+    logs.access.info("request", extra={logs.FIELDS: told})
+    logs.REQUEST_ID.reset(token)
 
 
 def _tell(scope: Scope, route: str, status: int, seconds: float) -> None:

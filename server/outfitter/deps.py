@@ -61,3 +61,21 @@ class Needs:
     async def __call__(self, request: Request, principal: PrincipalDep) -> None:
         """Raises ApiError (403)."""
         check_scope(principal, self.read if request.method in _READING else self.write)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A dependency of a router: requests of some methods count by a limit per minute.
+
+    limit: its name. Raises ApiError (429).
+    """
+
+    limit: str
+    methods: tuple[str, ...] = _READING
+
+    async def __call__(
+        self, request: Request, gateway: GatewayDep, principal: PrincipalDep
+    ) -> None:
+        """Raises ApiError (429)."""
+        if request.method in self.methods:
+            await gateway.quotas.count(principal, self.limit)

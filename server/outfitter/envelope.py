@@ -7,6 +7,7 @@ import uuid
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
+from outfitter.context import tell_refused
 from outfitter.errors import ApiError
 
 MAX_HEADER_BYTES = 32 * 2**10
@@ -41,6 +42,9 @@ class Application(FastAPI):
             await send(message)
 
         if (error := _too_large(scope)) is not None:
+            client = scope.get("client")
+            told = client[0] if client else None
+            tell_refused(self.state.gateway, error, told, request_id.decode())
             await _refuse(error, send_with_id)
         else:
             await super().__call__(scope, receive, send_with_id)

@@ -11,10 +11,10 @@ FLUSH_S = 5.0
 
 
 class Flusher:
-    """flush: called in a thread; keeps for the next call what cannot be written now."""
+    """flushes: called in a thread; each keeps for its next call what cannot be done now."""
 
-    def __init__(self, flush: Callable[[], None]) -> None:
-        self._flush = flush
+    def __init__(self, *flushes: Callable[[], None]) -> None:
+        self._flushes = flushes
         self._is_closing = asyncio.Event()
 
     async def run(self) -> None:
@@ -30,7 +30,8 @@ class Flusher:
         self._is_closing.set()
 
     async def _write(self) -> None:
-        try:
-            await asyncio.to_thread(self._flush)
-        except Exception:  # it must not end the writing of what follows
-            log.exception("what was counted could not be written")
+        for flush in self._flushes:
+            try:
+                await asyncio.to_thread(flush)
+            except Exception:  # it must not end the writing of what follows
+                log.exception("what was counted could not be written")

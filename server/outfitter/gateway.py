@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from outfitter.accounts import Accounts, By
+from outfitter.aside import Aside
 from outfitter.config import GatewayConfig
 from outfitter.control.experiments.experiment import PREFIX, Experiment, Pin
 from outfitter.control.fields import Known, known_fields, offered_paths
@@ -52,6 +53,7 @@ from outfitter.quotas.quotas import Quotas
 from outfitter.slots import Slots
 from outfitter.state.events import Events
 from outfitter.state.records import SavedLoadout
+from outfitter.state.retention import Retention
 from outfitter.state.usage import UsageTable
 from outfitter.vectors import Base, Vectors
 from outfitter.waiting import WouldWait, at_once
@@ -107,6 +109,7 @@ class Gateway:
         default_factory=lambda: ThreadPoolExecutor(MAX_AUTHENTICATORS, "keys")
     )
     """Few, so that whoever guesses keys waits for himself."""
+    aside: Aside = field(default_factory=Aside)
     uploads: Slots = field(default_factory=lambda: Slots(MAX_UPLOADS, TENANT_UPLOADS))
     observers: list[Callable[[Outcome], None]] = field(default_factory=list)
     """Told of every relayed request, once, when it has ended."""
@@ -130,7 +133,7 @@ class Gateway:
             self.config.tiers.redis_url,
             self.config.tiers.redis_prefix,
         )
-        self.trail = Flusher(self.accounts.flush)
+        self.trail = Flusher(self.accounts.flush, Retention(database, self.config.keep))
         self.book = Book(database, self.vectors.resolver)
         self.variants = Variants(self.vectors, self.accounts.owner_of, self.config.served_names)
         self.analyst = Analyst(database, self.book, self.events)
@@ -336,6 +339,7 @@ async def open_gateway(config: GatewayConfig, hooks: Hooks) -> AsyncIterator[Gat
         gateway = Gateway(config, hooks, vectors, quotas, tracing=tracing)
         for executor in (gateway.planners, gateway.authenticators):
             stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+        stack.callback(gateway.aside.close)
         for writer in (gateway.usage, gateway.trail, gateway.recorder):
             stack.push_async_callback(_written, writer, asyncio.create_task(writer.run()))
         stack.push_async_callback(quotas.close)

@@ -1,7 +1,8 @@
 """HTTP as uvicorn speaks it, with bounds where it has none: the head of a request.
 
 uvicorn keeps any number of header bytes, and waits for them for ever. What cannot be read at all is
-refused here, before there is a request: in OpenAI's shape, without an id.
+refused here, before there is a request: in OpenAI's shape, without an id. Where the application's
+lifespan has a state of the name `REFUSED`, it is told of that.
 """
 
 import asyncio
@@ -12,6 +13,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from outfitter.errors import ApiError
 
+REFUSED = "refused"
+"""Of the application: a function of the error and the client's address."""
 MAX_HEAD_BYTES = 64 * 2**10
 """Of an unfinished request line with headers; whole ones have closer bounds in envelope.py."""
 HEAD_S = 30.0
@@ -89,6 +92,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.close()
             return
+        if (tell := self.app_state.get(REFUSED)) is not None:
+            tell(error, self.client[0] if self.client else None)
         body = json.dumps(error.body).encode()
         head = (
             f"HTTP/1.1 {error.status} {_REASONS[error.status]}\r\n"

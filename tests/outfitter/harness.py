@@ -19,6 +19,7 @@ from outfitter.accounts import Accounts, By
 from outfitter.app import create_app
 from outfitter.commands.listener import listen, server_config
 from outfitter.config import GatewayConfig
+from outfitter.engine import supervisor
 from outfitter.gateway import Gateway, Hooks
 from outfitter.opening import open_store
 from outfitter.vectors import Base, Draft, Vectors
@@ -30,6 +31,7 @@ from tests import services
 FINGERPRINT = "b" * 64
 SHAPES = {"model.layers.0.mlp.up_proj.weight": (8, 4), "model.norm.weight": (4,)}
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
+supervisor.POLL_STARTING_S = 0.05  # the stand-in is there at once, some hundred times
 
 
 @dataclasses.dataclass

@@ -12,6 +12,7 @@ from outfitter.config import (
     parse_size,
     read_limits,
 )
+from outfitter.control.keep import Keep
 from outfitter.control.limits import Limits, LimitsBook
 from outfitter.engine.command import engine_command, engine_environment
 from taskvectors.store.settings import TierSettings
@@ -209,6 +210,8 @@ def test_a_wrong_file_of_limits_is_named(tmp_path: Path, text: str, message: str
     [
         ({"max_running": 0}, "--max-running"),
         ({"max_waiting": -1}, "--max-waiting"),
+        ({"keep": Keep(uses=0)}, "--keep-uses"),
+        ({"keep": Keep(changes=-1.0)}, "--keep-audit"),
         ({"max_wait_s": 0.0}, "--max-wait"),
     ],
 )

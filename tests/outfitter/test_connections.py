@@ -218,3 +218,39 @@ def test_a_proxy_is_believed_where_it_is_named(
         log = Log("json")
         client.get("/v1/models", headers={"x-forwarded-for": "203.0.113.9"})
         assert log.last("outfitter.access")["client"] == client_address
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        (b"no http at all\r\n\r\n", 400, "invalid_http"),
+        (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", 414, "uri_too_long"),
+        (b"GET / HTTP/1.1\r\nx: " + b"y" * 40_000 + b"\r\n\r\n", 431, "headers_too_large"),
+        (b"GET / HTTP/1.1\r\nx: " + b"y" * 2 * MAX_HEAD_BYTES, 431, "headers_too_large"),
+        (b"GET / HTTP/1.1\r\nx: ", 408, "headers_too_slow"),
+    ],
+)
+def test_a_head_that_is_refused_is_counted_and_logged(
+    gateway: Running,
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes,
+    status: int,
+    code: str,
+) -> None:
+    """With the address that it came from, and without its text."""
+    monkeypatch.setattr(protocol, "HEAD_S", 0.2 if status == 408 else protocol.HEAD_S)
+    log = Log("json")
+
+    def counted() -> float:
+        samples = gateway.inner.metrics.registry
+        labels = {"route": "(none)", "status": "4xx"}
+        return samples.get_sample_value("outfitter_http_responses_total", labels) or 0.0
+
+    before = counted()
+    assert sent(gateway.url, content)[1]["code"] == code
+    wait_for(lambda: counted() == before + 1)
+    wait_for(lambda: any(r.get("code") == code for r in log.records))
+    [told] = [r for r in log.records if r.get("code") == code]
+    assert (told["client"], told["route"], told["status"]) == ("127.0.0.1", "(none)", status)
+    assert "yyyy" not in log.text
+    assert "xxxx" not in log.text

@@ -1,10 +1,12 @@
 """What an operator says of a tenant's limits is understood, or refused by name."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outfitter.control.limits import LARGEST, Limits, LimitsBook
+from outfitter.control.limits import GENEROUS, LARGEST, Limits, LimitsBook
 from outfitter.errors import InvalidLimits, from_task_vector_error
 
 WHOLE = (
@@ -56,9 +58,9 @@ def test_a_tenant_without_limits_of_its_own_has_the_default() -> None:
     book = LimitsBook.parse(
         {"default": {"queue": 9, "tokens_per_day": 7}, "tenants": {"acme": {"queue": 1}}}
     )
-    assert book.of("other") == Limits(queue=9, tokens_per_day=7)
-    assert book.of("acme") == Limits(queue=1, tokens_per_day=7)
-    assert LimitsBook.parse(None).of("acme") == Limits()
+    assert book.of("other") == replace(GENEROUS, queue=9, tokens_per_day=7)
+    assert book.of("acme") == replace(GENEROUS, queue=1, tokens_per_day=7)
+    assert LimitsBook.parse(None).of("acme") == GENEROUS
 
 
 @pytest.mark.parametrize(
@@ -75,3 +77,11 @@ def test_a_wrong_book_is_named(book: object, message: str) -> None:
     """Down to the tenant."""
     with pytest.raises(InvalidLimits, match=message):
         LimitsBook.parse(book)
+
+
+def test_what_asks_no_model_has_generous_limits_which_null_takes_away() -> None:
+    """So that listings alone cannot keep a server busy."""
+    assert LimitsBook().of("acme").reads_per_minute == 6000
+    book = LimitsBook.parse({"tenants": {"acme": {"reads_per_minute": None}}})
+    assert book.of("acme").given() == {"comparisons_per_minute": 300}
+    assert book.of("zeta") == LimitsBook().default

@@ -171,3 +171,27 @@ def test_this_gateway_is_its_own(promoting: Running, tmp_path: Path) -> None:
     """The setting is off unless it is given."""
     assert make_config(tmp_path).allow_promotions is False
     assert promoting.config.allow_promotions is True
+
+
+def test_the_winner_of_an_experiment_is_promoted(operator: httpx.Client) -> None:
+    """And saved as well, if that is asked for; the version says what became of it."""
+    variants = [{"key": "a", "model": "base-model"}, {"key": "b", "task_vectors": {"skill": 0.5}}]
+    body = {"name": "team/test", "variants": variants}
+    assert operator.post("/v1/experiments", json=body).status_code == 201
+    assert operator.post("/v1/experiments/team/test/start").status_code == 200
+    wanted = {"variant": "b", "promote": True, "as": "team/winner"}
+    answer = operator.post("/v1/experiments/team/test/ship", json=wanted)
+    assert answer.status_code == 200, answer.text
+    digest = answer.json()["resolved"]["b"]["loadout"]
+    assert operator.get(PATH).json()["loadout"] == digest
+    newest = operator.get("/v1/experiments/team/test/versions").json()["data"][0]
+    assert newest["figures"]["promoted"] == digest
+    assert newest["figures"]["saved"] == "team/winner@1"
+    trail = operator.get("/v1/audit", params={"limit": 3}).json()["data"]
+    assert [entry["action"] for entry in trail] == [
+        "experiment.ship",
+        "promotion.promote",
+        "loadout.save",
+    ]
+    assert operator.delete("/v1/experiments/team/test").status_code == 200
+    operator.delete("/v1/loadouts/team/winner")

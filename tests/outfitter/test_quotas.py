@@ -400,3 +400,23 @@ def test_who_leaves_early_is_not_sooner_for_it(serve: Serve) -> None:
     left.status, left.charged = 499, place.charged
     served.quotas.observe(left)
     assert (queue._of("a").tag, queue._of("a").mean) == (500.0, 500.0)
+
+
+def test_listings_and_comparisons_are_counted_by_the_minute(serve: Serve) -> None:
+    """Each by its own limit, apart from requests of the model, and by tenant."""
+    served = serve({"reads_per_minute": 2, "comparisons_per_minute": 1, "requests_per_minute": 9})
+
+    def ask(method: str, path: str, tenant: str = "acme") -> httpx.Response:
+        return served.client.request(method, path, headers={"x-tenant": tenant}, json={})
+
+    answers = [ask("GET", path) for path in ("/v1/models", "/v1/task_vectors", "/v1/usage")]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert "reads_per_minute: limit 2, used 2" in answers[2].json()["error"]["message"]
+    assert int(answers[2].headers["retry-after"]) >= 1
+    compare = "/v1/task_vectors/interference"
+    assert [ask("POST", compare).status_code for _ in range(2)] == [400, 429]
+    assert ask("GET", "/v1/models", "other").status_code == 200
+    assert ratelimit(served.ask(tenant="acme"))["remaining-requests"] == "8"
+    assert served.stats()["tenants"]["acme"]["refused"] == {"rate_limit_exceeded": 2}
+    served.set_clock(NOW + 60)
+    assert ask("GET", "/v1/models").status_code == 200

@@ -284,3 +284,35 @@ def test_without_keys_everybody_is_the_operator(client: httpx.Client) -> None:
     body = {"model": "base-model", "prompt": "echo", "cache_salt": "raw"}
     answer = client.post("/v1/completions", json=body).json()
     assert '"cache_salt": "raw"' in answer["choices"][0]["text"]
+
+
+def test_a_new_tenant_of_an_old_name_sees_nothing_of_the_old_one(tmp_path: Path) -> None:
+    """Neither its usage nor what it had used up of its limits."""
+    config = make_config(tmp_path, auth="keys")
+    operator = new_keys(config, operator="admin")["operator"]
+    with running(config) as gateway, gateway.holding(operator) as admin:
+        gateway.wait_ready()
+
+        def begin() -> httpx.Client:
+            assert admin.post("/v1/tenants", json={"name": "acme"}).status_code == 201
+            limits = {"requests_per_minute": 5}
+            assert admin.patch("/v1/tenants/acme/limits", json=limits).status_code == 200
+            return gateway.holding(new_key(admin, "acme", "infer")["key"])
+
+        def left(client: httpx.Client) -> str:
+            body = {"model": "base-model", "prompt": "hi"}
+            answer = client.post("/v1/completions", json=body)
+            return answer.headers["x-ratelimit-remaining-requests"]
+
+        def requests(client: httpx.Client) -> int:
+            return sum(row["requests"] for row in client.get("/v1/usage").json()["data"])
+
+        with begin() as old:
+            assert [left(old) for _ in range(3)] == ["4", "3", "2"]
+            wait_for(lambda: requests(old) == 3)
+        assert admin.delete("/v1/tenants/acme").status_code == 200
+        with begin() as new:
+            assert requests(new) == 0
+            assert left(new) == "4"
+            wait_for(lambda: requests(new) == 1)
+        assert requests(admin) >= 4

@@ -5,14 +5,15 @@ from typing import Annotated
 
 import typer
 
-from outfitter.commands.accounts import DatabaseOption, JsonOption, KeyOption, open_accounts
+from outfitter.commands.accounts import AccountPlace, JsonOption, at_accounts
 from outfitter.commands.console import say
-from outfitter.commands.places import StoreOption, UrlOption
 from outfitter.config import InvalidConfig
 from outfitter.control.rights import Kind, Visibility
 
 
+@at_accounts
 def access(
+    place: AccountPlace,
     name: Annotated[str, typer.Argument(help="namespace/name, or a name of the library.")],
     public: Annotated[
         bool | None, typer.Option("--public/--private", help="Whether everybody may use it.")
@@ -29,26 +30,21 @@ def access(
     experiment: Annotated[
         bool, typer.Option("--experiment", help="An experiment, not a task vector.")
     ] = False,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    store: StoreOption = None,
-    database_url: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show or change who may use a task vector, a saved loadout or an experiment."""
     if loadout and experiment:
         raise InvalidConfig("--loadout and --experiment exclude each other; choose one")
     kind = Kind.LOADOUT if loadout else Kind.EXPERIMENT if experiment else Kind.TASK_VECTOR
-    with open_accounts(url, store, key, database_url) as place:
-        found = place.access(kind, name)
-        body: dict[str, object] = {}
-        if public is not None:
-            body["visibility"] = str(Visibility.PUBLIC if public else Visibility.PRIVATE)
-        if share or unshare:
-            shared = {*found["shared_with"], *(share or [])} - set(unshare or [])
-            body["shared_with"] = sorted(shared)
-        if body:
-            found = place.set_access(kind, name, body)
+    found = place.access(kind, name)
+    body: dict[str, object] = {}
+    if public is not None:
+        body["visibility"] = str(Visibility.PUBLIC if public else Visibility.PRIVATE)
+    if share or unshare:
+        shared = {*found["shared_with"], *(share or [])} - set(unshare or [])
+        body["shared_with"] = sorted(shared)
+    if body:
+        found = place.set_access(kind, name, body)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -1,9 +1,11 @@
 """Where commands find tenants, keys and rights: at a running gateway, or in a store's database."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 from urllib.parse import quote
@@ -13,7 +15,7 @@ import typer
 from outfitter.accounts import Accounts, By
 from outfitter.client import KEY_VARIABLE, GatewayClient
 from outfitter.commands.options import LocalStore
-from outfitter.commands.places import DEFAULT_URL
+from outfitter.commands.places import DEFAULT_URL, StoreOption, UrlOption
 from outfitter.config import InvalidConfig
 from outfitter.control.limits import Limits
 from outfitter.control.rights import Kind
@@ -33,7 +35,35 @@ DatabaseOption = Annotated[
     str | None,
     typer.Option(help="The catalog of the store at --store.", show_default="as for `serve`"),
 ]
+_PLACE = {
+    "url": UrlOption,
+    "key": KeyOption,
+    "store": StoreOption,
+    "database_url": DatabaseOption,
+}
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+Command = Callable[..., None]
+
+
+def at_accounts(command: Command) -> Command:
+    """A command that is given an `AccountPlace` first, by four options that say where that is."""
+
+    @wraps(command)
+    def found(**given: Any) -> None:
+        url, key, store, database_url = (given.pop(name) for name in _PLACE)
+        with open_accounts(url, store, key, database_url) as place:
+            command(place, **given)
+
+    _, *own = signature(command).parameters.values()
+    more = [
+        Parameter(k, Parameter.KEYWORD_ONLY, default=None, annotation=_PLACE[k]) for k in _PLACE
+    ]
+    told = [*(one.replace(kind=Parameter.KEYWORD_ONLY) for one in own), *more]
+    found.__signature__ = Signature(told)  # type: ignore[attr-defined]
+    found.__annotations__ = {one.name: one.annotation for one in told}
+    return found
 
 
 class AccountPlace(Protocol):

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from outfitter.commands.accounts import DatabaseOption, JsonOption, KeyOption, open_accounts
+from outfitter.commands.accounts import AccountPlace, JsonOption, at_accounts
 from outfitter.commands.console import out, say
-from outfitter.commands.places import StoreOption, UrlOption
 from outfitter.commands.tenants import TenantArgument, day
 from outfitter.config import parse_seconds
 from outfitter.control.principal import Scope
@@ -20,7 +19,9 @@ IdArgument = Annotated[str, typer.Argument(metavar="KEY", help="Its visible part
 
 
 @key_commands.command()
+@at_accounts
 def create(
+    place: AccountPlace,
     tenant: TenantArgument,
     name: Annotated[str, typer.Option(help="What people call it.")] = "default",
     scope: Annotated[
@@ -32,33 +33,25 @@ def create(
     expires: Annotated[
         str | None, typer.Option(help="How long it lives, such as 90d.", show_default="for ever")
     ] = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    store: StoreOption = None,
-    database_url: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a key. It is printed now, and nobody can see it again."""
     fields: dict[str, Any] = {"name": name, "scopes": scope or [str(Scope.INFER)]}
     if expires is not None:
         fields["expires_s"] = parse_seconds(expires)
-    with open_accounts(url, store, key, database_url) as place:
-        made = place.create_key(tenant, fields)
+    made = place.create_key(tenant, fields)
     _print_new(made, as_json=as_json)
 
 
 @key_commands.command("list")
+@at_accounts
 def list_keys(
+    place: AccountPlace,
     tenant: TenantArgument,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    store: StoreOption = None,
-    database_url: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the keys of a tenant, also those that are over."""
-    with open_accounts(url, store, key, database_url) as place:
-        found = place.keys(tenant)
+    found = place.keys(tenant)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -70,37 +63,31 @@ def list_keys(
 
 
 @key_commands.command()
+@at_accounts
 def rotate(
+    place: AccountPlace,
     tenant: TenantArgument,
     id_: IdArgument,
     grace: Annotated[str, typer.Option(help="How long the old one lives on.")] = "24h",
-    url: UrlOption = None,
-    key: KeyOption = None,
-    store: StoreOption = None,
-    database_url: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a key that replaces another; the old one lives on for a while."""
     grace_s = parse_seconds(grace)
-    with open_accounts(url, store, key, database_url) as place:
-        made = place.rotate_key(tenant, id_, grace_s)
+    made = place.rotate_key(tenant, id_, grace_s)
     _print_new(made, as_json=as_json)
     if not as_json:
         say(f"{id_} ends on {day(made['replaces']['expires_at'])} UTC")
 
 
 @key_commands.command()
+@at_accounts
 def revoke(
+    place: AccountPlace,
     tenant: TenantArgument,
     id_: IdArgument,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    store: StoreOption = None,
-    database_url: DatabaseOption = None,
 ) -> None:
     """End a key now; every gateway knows it within a second."""
-    with open_accounts(url, store, key, database_url) as place:
-        place.revoke_key(tenant, id_)
+    place.revoke_key(tenant, id_)
     say(f"revoked {id_}")
 
 

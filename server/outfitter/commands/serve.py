@@ -33,11 +33,13 @@ from outfitter.config import (
     GatewayConfig,
     InvalidConfig,
     model_name,
+    parse_age,
     parse_seconds,
     parse_size,
     parse_tiers,
     read_limits,
 )
+from outfitter.control.keep import Keep
 from outfitter.control.prices import Prices
 from outfitter.observers import logs
 from outfitter.observers.tracing import open_tracing
@@ -150,6 +152,12 @@ def serve(
     quarantine_bytes: Annotated[
         str, typer.Option(help="Disk for files that failed a check, kept for a look.")
     ] = "1GiB",
+    keep_uses: Annotated[
+        str, typer.Option(help="Which key used which loadout is known for so long, or ever.")
+    ] = "90d",
+    keep_audit: Annotated[
+        str, typer.Option(help="Who changed what is known for so long, or ever.")
+    ] = "ever",
     drain_seconds: Annotated[
         int, typer.Option(help="How long running requests may finish when stopping.")
     ] = 30,
@@ -219,6 +227,7 @@ def serve(
         ),
         max_model_len=max_model_len,
         model_as_given=model,
+        keep=Keep(uses=parse_age(keep_uses), changes=parse_age(keep_audit)),
         drain_seconds=drain_seconds,
         stall_seconds=stall_seconds,
         ssl_certfile=ssl_certfile,

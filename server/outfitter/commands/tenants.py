@@ -8,7 +8,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from outfitter.commands.accounts import DatabaseOption, JsonOption, KeyOption, open_accounts
+from outfitter.commands.accounts import (
+    AccountPlace,
+    DatabaseOption,
+    JsonOption,
+    KeyOption,
+    at_accounts,
+    open_accounts,
+)
 from outfitter.commands.console import out, say
 from outfitter.commands.places import StoreOption, UrlOption
 from outfitter.config import InvalidConfig
@@ -38,16 +45,13 @@ def create(
 
 
 @tenant.command("list")
+@at_accounts
 def list_tenants(
-    url: UrlOption = None,
-    key: KeyOption = None,
-    store: StoreOption = None,
-    database_url: DatabaseOption = None,
+    place: AccountPlace,
     as_json: JsonOption = False,
 ) -> None:
     """List the tenants."""
-    with open_accounts(url, store, key, database_url) as place:
-        found = place.tenants()
+    found = place.tenants()
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -60,94 +64,76 @@ def list_tenants(
 
 
 @tenant.command()
+@at_accounts
 def show(
+    place: AccountPlace,
     name: TenantArgument,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    store: StoreOption = None,
-    database_url: DatabaseOption = None,
 ) -> None:
     """Show one tenant, as JSON."""
-    with open_accounts(url, store, key, database_url) as place:
-        typer.echo(json.dumps(place.tenant(name), indent=2))
+    typer.echo(json.dumps(place.tenant(name), indent=2))
 
 
 @tenant.command()
+@at_accounts
 def disable(
+    place: AccountPlace,
     name: TenantArgument,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    store: StoreOption = None,
-    database_url: DatabaseOption = None,
 ) -> None:
     """Let no key of a tenant in any more; what it has stays."""
-    with open_accounts(url, store, key, database_url) as place:
-        place.set_disabled(name, True)
+    place.set_disabled(name, True)
     say(f"the tenant {name} is disabled")
 
 
 @tenant.command()
+@at_accounts
 def enable(
+    place: AccountPlace,
     name: TenantArgument,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    store: StoreOption = None,
-    database_url: DatabaseOption = None,
 ) -> None:
     """Let the keys of a disabled tenant in again."""
-    with open_accounts(url, store, key, database_url) as place:
-        place.set_disabled(name, False)
+    place.set_disabled(name, False)
     say(f"the tenant {name} is enabled")
 
 
 @tenant.command()
+@at_accounts
 def delete(
+    place: AccountPlace,
     name: TenantArgument,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    store: StoreOption = None,
-    database_url: DatabaseOption = None,
 ) -> None:
     """Forget a tenant that has no task vectors and loadouts any more, with its keys."""
-    with open_accounts(url, store, key, database_url) as place:
-        place.delete_tenant(name)
+    place.delete_tenant(name)
     say(f"deleted the tenant {name} and its keys")
 
 
 @tenant.command()
+@at_accounts
 def namespace(
+    place: AccountPlace,
     name: TenantArgument,
     add: Annotated[str | None, typer.Option(help="A namespace that is nobody's.")] = None,
     remove: Annotated[str | None, typer.Option(help="A namespace to take away.")] = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    store: StoreOption = None,
-    database_url: DatabaseOption = None,
 ) -> None:
     """Give a tenant a namespace, or take it away."""
     if (add is None) == (remove is None):
         raise InvalidConfig("say either --add NAMESPACE or --remove NAMESPACE")
-    with open_accounts(url, store, key, database_url) as place:
-        found = place.set_namespace(name, str(add or remove), add is not None)
+    found = place.set_namespace(name, str(add or remove), add is not None)
     say(f"the tenant {name} owns {_namespaces(found)}")
 
 
 @tenant.command()
+@at_accounts
 def limits(
+    place: AccountPlace,
     name: TenantArgument,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A limit; null takes it away."),
     ] = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    store: StoreOption = None,
-    database_url: DatabaseOption = None,
 ) -> None:
     """Show the limits of a tenant as JSON, or set some of them."""
     changes = dict(_setting(text) for text in settings or [])
-    with open_accounts(url, store, key, database_url) as place:
-        found = place.change_limits(name, changes) if changes else place.tenant(name)
+    found = place.change_limits(name, changes) if changes else place.tenant(name)
     typer.echo(json.dumps(found["limits"], indent=2))
 
 

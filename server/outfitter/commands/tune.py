@@ -1,8 +1,8 @@
 """`outfitter tune`: weights that find themselves, on the prompts that matter to you."""
 
 import asyncio
-import json
 import platform
+import re
 import shlex
 import sys
 import time
@@ -10,20 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 from typer.core import TyperCommand
 
 from outfitter.client import GatewayClient, GatewayError
-from outfitter.commands.console import count_progress, out, printable, say
+from outfitter.commands.console import count_progress, say
 from outfitter.commands.places import DEFAULT_URL, UrlOption
+from outfitter.commands.tuned import tell
 from outfitter.config import InvalidConfig
 from outfitter.tuning.asking import Asker, Terms
 from outfitter.tuning.graders import BUILT_IN, GraderFailed, find_grader
-from outfitter.tuning.intervals import Interval
 from outfitter.tuning.journal import Journal
 from outfitter.tuning.optimiser import PROPOSERS
-from outfitter.tuning.plot import write_plot
 from outfitter.tuning.prompts import read_prompts, split_prompts
 from outfitter.tuning.report import Report, report_of, to_json
 from outfitter.tuning.space import Space
@@ -65,27 +62,33 @@ def spread(option: str, args: list[str]) -> list[str]:
 
 def tune(
     vectors: Annotated[
-        list[str], typer.Option(help="The vectors to weigh: a b c, or a,b,c.", metavar="VECTOR...")
+        list[str],
+        typer.Option(help="The vectors to weigh: a b c, or a,b,c.", metavar="VECTOR..."),
     ],
     evaluation: Annotated[
         Path,
         typer.Option(
-            "--eval", help='JSON lines: {"prompt" or "messages", "expected"}.', exists=True
+            "--eval",
+            help='JSON lines: {"prompt" or "messages", "expected"}.',
+            exists=True,
         ),
     ],
     grader: Annotated[
-        str, typer.Option(help=f"{', '.join(BUILT_IN)}, module:function or file.py:function.")
+        str,
+        typer.Option(help=f"{', '.join(BUILT_IN)}, module:function or file.py:function."),
     ] = "exact",
     expected: Annotated[
         str | None, typer.Option(help="What is expected where a prompt does not say.")
     ] = None,
     weights: Annotated[str, typer.Option(help="Bounds of each weight.")] = "0:1.5",
     method: Annotated[
-        list[str] | None, typer.Option(help="A merge method to search, linear if none; repeatable.")
+        list[str] | None,
+        typer.Option(help="A merge method to search, linear if none; repeatable."),
     ] = None,
     density: Annotated[str, typer.Option(help="Bounds, for methods that have one.")] = "0.1:1",
     budget: Annotated[
-        int, typer.Option(help="Evaluations: each is as many answers as there are prompts.", min=1)
+        int,
+        typer.Option(help="Evaluations: each is as many answers as there are prompts.", min=1),
     ] = 32,
     batch: Annotated[int, typer.Option(help="Loadouts that are tried at once.", min=1)] = 8,
     held_out: Annotated[float, typer.Option(help="Share of prompts for the honest score.")] = 0.5,
@@ -93,13 +96,16 @@ def tune(
     optimiser: Annotated[str, typer.Option(help=f"{', '.join(PROPOSERS)}.")] = "tpe",
     race: Annotated[bool, typer.Option(help="Ask hopeless loadouts no further.")] = True,
     random_search: Annotated[
-        bool, typer.Option(help="Compare with random search, which costs the budget again.")
+        bool,
+        typer.Option(help="Compare with random search, which costs the budget again."),
     ] = True,
     model: Annotated[
-        str | None, typer.Option(help="The base, if not the first model that is listed.")
+        str | None,
+        typer.Option(help="The base, if not the first model that is listed."),
     ] = None,
     completions: Annotated[
-        bool, typer.Option("--completions", help="Ask /v1/completions, without a chat template.")
+        bool,
+        typer.Option("--completions", help="Ask /v1/completions, without a chat template."),
     ] = False,
     max_tokens: Annotated[int, typer.Option(help="Of each answer.", min=1)] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0, max=2)] = 0.0,
@@ -115,7 +121,7 @@ def tune(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Search the weights of a loadout on a running gateway, and score it on held-out prompts."""
-    names = _names(vectors)
+    names = names_of(vectors)
     space = Space(
         len(names),
         _bounds(weights, "--weights"),
@@ -160,7 +166,7 @@ def tune(
             question,
             {"vectors": dict(zip(names, pinned, strict=True)), "grader": grader, **run},
         )
-        _tell(report, fields, output, plot, as_json=as_json)
+        tell(report, fields, output, plot, as_json=as_json)
         if save is not None:
             _save(client, save, report, task)
 
@@ -209,63 +215,22 @@ async def _search(
             return tuner, await tuner.run(), asker.num_retries
 
 
-def _tell(
-    report: Report,
-    fields: dict[str, Any],
-    output: Path | None,
-    plot: Path | None,
-    *,
-    as_json: bool,
-) -> None:
-    text = json.dumps(fields, indent=2, ensure_ascii=False)
-    if output is not None:
-        partial = output.with_name(f".{output.name}.part")
-        partial.write_text(text + "\n")
-        partial.replace(output)
-    if plot is not None:
-        write_plot(report, plot)
-    if as_json:
-        typer.echo(text)
-        return
-    out.print(_table(report))
-    rate = fields["run"]["evaluations_per_minute"]
-    say(report.sentence + (f"; {rate:g} evaluations a minute" if rate else ""))
-
-
-def _table(report: Report) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for head in ("", "loadout"):
-        table.add_column(head, overflow="fold")
-    heads = (
-        f"search ({report.num_search})",
-        f"held out ({report.num_held_out})",
-        "tuned is better by",
-    )
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in report.rows:
-        lead = "" if row.lead is None else _shown(row.lead, "+.3f")
-        cells = (row.what, row.loadout, f"{row.search:.3f}", _shown(row.held_out, ".3f"), lead)
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    return table
-
-
-def _shown(interval: Interval, form: str) -> str:
-    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
-
-
 def _save(client: GatewayClient, name: str, report: Report, task: Task) -> None:
     vectors = report.tuned.candidate.task_vectors(task.names)
     if vectors is None:
         raise InvalidConfig(f"the base alone is the best that was found: {name} is not saved")
     score = f"{report.tuned.held_out.mean:.3f} on {report.num_held_out} held-out prompts"
-    fields = {"name": name, "task_vectors": vectors, "description": f"outfitter tune: {score}"}
+    fields = {
+        "name": name,
+        "task_vectors": vectors,
+        "description": f"outfitter tune: {score}",
+    }
     saved = client.save_loadout(fields)
     say(f"saved: {saved.get('id')}, {report.tuned.loadout}")
 
 
-def _names(vectors: list[str]) -> list[str]:
-    """Raises InvalidConfig, InvalidReference."""
+def names_of(vectors: list[str]) -> list[str]:
+    """The vectors that are named, commas taken apart. Raises InvalidConfig, InvalidReference."""
     names = [name.strip() for text in vectors for name in text.split(",") if name.strip()]
     for name in names:
         Reference.parse(name)
@@ -287,7 +252,11 @@ def _bounds(text: str, option: str) -> tuple[float, float]:
 
 
 def _check(
-    optimiser: str, held_out: float, save: str | None, output: Path | None, plot: Path | None
+    optimiser: str,
+    held_out: float,
+    save: str | None,
+    output: Path | None,
+    plot: Path | None,
 ) -> None:
     if optimiser not in PROPOSERS:
         choices = ", ".join(PROPOSERS)
@@ -319,6 +288,6 @@ def _pinned(vector: dict[str, Any]) -> str:
 
 def _command() -> str:
     """As anyone would type it: no home of this machine, no key."""
-    words = sys.argv[1:]
+    words = [re.sub(r"^(--api-key=).*", r"\1…", word, flags=re.DOTALL) for word in sys.argv[1:]]
     shown = ["…" if i and words[i - 1] == "--api-key" else word for i, word in enumerate(words)]
     return "outfitter " + shlex.join(shown).replace(str(Path.home()), "~")

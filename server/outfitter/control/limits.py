@@ -19,7 +19,8 @@ class Limits:
 
     tokens: of prompts and answers together. stored_bytes: files of its namespaces. pool_share: its
     part of the pool of resident vectors, 0 to 1; None for an equal part. queue: its requests that
-    may wait for their turn.
+    may wait for their turn. reads: requests that list or show something. comparisons: those for the
+    interference of task vectors.
     """
 
     requests_per_minute: int | None = None
@@ -29,6 +30,8 @@ class Limits:
     stored_bytes: int | None = None
     pool_share: float | None = None
     queue: int | None = None
+    reads_per_minute: int | None = None
+    comparisons_per_minute: int | None = None
 
     @classmethod
     def parse(cls, given: Mapping[str, object], over: Self | None = None) -> Self:
@@ -54,6 +57,9 @@ class Limits:
         return {key: limit for key, limit in asdict(self).items() if limit is not None}
 
 
+GENEROUS = Limits(reads_per_minute=6000, comparisons_per_minute=300)
+"""Where nothing else is said: far beyond what people do, and what one server answers at ease."""
+
 LimitsOf = Callable[[str], Limits]
 """The limits of a tenant by its name. Asked with every request: it neither waits nor raises."""
 
@@ -62,7 +68,7 @@ LimitsOf = Callable[[str], Limits]
 class LimitsBook:
     """The limits of all tenants: those that are named, and a default."""
 
-    default: Limits = Limits()
+    default: Limits = GENEROUS
     tenants: Mapping[str, Limits] | None = None
 
     @classmethod
@@ -74,7 +80,7 @@ class LimitsBook:
         book = _object(given, "the limits")
         if unknown := sorted(str(key) for key in book if key not in ("default", "tenants")):
             raise InvalidLimits(f"unknown key {unknown[0][:80]!r}; choose default, tenants")
-        default = Limits.parse(_object(book.get("default"), "default"))
+        default = Limits.parse(_object(book.get("default"), "default"), GENEROUS)
         tenants = {}
         for name, limits in _object(book.get("tenants"), "tenants").items():
             where = f"tenants.{str(name)[:80]}"

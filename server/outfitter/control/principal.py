@@ -1,5 +1,6 @@
 """Who asks: the tenant, its key, and what that key may do. Pure."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -40,6 +41,13 @@ class Principal:
     namespaces: frozenset[str] = frozenset()
     limits: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
     cache_secret: bytes = field(default=b"", repr=False, compare=False)
+
+    @property
+    def counted_as(self) -> str:
+        """Whose counts are its own: not those of another tenant of this name, since deleted."""
+        if not self.cache_secret:
+            return self.tenant
+        return f"{self.tenant}:{hashlib.sha256(self.cache_secret).hexdigest()[:8]}"
 
     def may(self, scope: Scope) -> bool:
         """Whether the key has a scope."""

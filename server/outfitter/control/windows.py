@@ -73,6 +73,12 @@ def windows_of(limits: Limits) -> tuple[Window, ...]:
     )
 
 
+def reading_window(name: str, limits: Limits) -> Window | None:
+    """That of a limit on what asks no model, `reads_per_minute` for one; None where it is none."""
+    limit = getattr(limits, name)
+    return None if limit is None else Window(name, REQUESTS, limit, MINUTE_S)
+
+
 def headers_of(standings: Iterable[Standing]) -> dict[str, str]:
     """OpenAI's headers; where tokens are counted twice, of the window with less left."""
     tightest: dict[str, Standing] = {}

@@ -23,6 +23,7 @@ from outfitter.control.windows import (
     Standing,
     Window,
     headers_of,
+    reading_window,
     refusal,
     windows_of,
 )
@@ -92,7 +93,7 @@ class Quotas:
         numbers, headers = self._of(tenant), dict[str, str]()
         try:
             if limits.has_windows:
-                headers = await self._counted(tenant, windows_of(limits))
+                headers = await self._counted(principal, windows_of(limits))
             place = await self._placed(tenant, limits.concurrent_requests, limits.queue, request)
         except ApiError as error:
             numbers.refused[str(error.code)] += 1
@@ -116,8 +117,21 @@ class Quotas:
         estimate: its tokens; `observe` puts it right by what the engine counted.
         """
         outcome.estimate, outcome.sent_at = estimate, self._clock()
-        tenant = outcome.principal.tenant
-        self._charge(tenant, lambda window: estimate)  # noqa: ARG005
+        self._charge(outcome.principal, lambda window: estimate)  # noqa: ARG005
+
+    async def count(self, principal: Principal, limit: str) -> None:
+        """Count a request that asks no model, by one of its tenant's limits; raises ApiError (429).
+
+        limit: its name, such as `reads_per_minute`.
+        """
+        window = reading_window(limit, self.limits_of(principal.tenant))
+        if window is None:
+            return
+        try:
+            await self._counted(principal, (window,))
+        except ApiError as error:
+            self._of(principal.tenant).refused[str(error.code)] += 1
+            raise
 
     @property
     def num_waiting(self) -> int:
@@ -138,7 +152,7 @@ class Quotas:
             is_same = window.number(tenant, outcome.sent_at) == window.number(tenant, now)
             return more if is_same else max(0, more)
 
-        self._charge(tenant, rest)
+        self._charge(outcome.principal, rest)
 
     def require_room(self, principal: Principal, nbytes: int, digest: str | None = None) -> None:
         """Raise ApiError (403) unless a tenant may store so many bytes more; may block.
@@ -179,10 +193,10 @@ class Quotas:
         await asyncio.gather(*self._charges, return_exceptions=True)
         await self._counters.close()
 
-    async def _counted(self, tenant: str, windows: Sequence[Window]) -> dict[str, str]:
+    async def _counted(self, principal: Principal, windows: Sequence[Window]) -> dict[str, str]:
         """The headers for the client; raises ApiError (429)."""
-        now = self._clock()
-        counts = [_count_of(w, tenant, now, int(w.kind == REQUESTS)) for w in windows]
+        now, tenant = self._clock(), principal.tenant
+        counts = [_count_of(w, principal, now, int(w.kind == REQUESTS)) for w in windows]
         used = await self._counters.count(counts)
         standings = [
             Standing(window, number, window.resets_in(tenant, now))
@@ -241,11 +255,11 @@ class Quotas:
         else:
             raise self._queue.busy(f"no turn within {self._max_wait_s:g} s")
 
-    def _charge(self, tenant: str, amount_of: Callable[[Window], int]) -> None:
+    def _charge(self, principal: Principal, amount_of: Callable[[Window], int]) -> None:
         """Count tokens, by window; nobody waits for it."""
         now = self._clock()
-        windows = [w for w in windows_of(self.limits_of(tenant)) if w.kind == TOKENS]
-        counts = [_count_of(w, tenant, now, amount_of(w)) for w in windows if amount_of(w)]
+        windows = [w for w in windows_of(self.limits_of(principal.tenant)) if w.kind == TOKENS]
+        counts = [_count_of(w, principal, now, amount_of(w)) for w in windows if amount_of(w)]
         if counts:
             task = asyncio.create_task(self._counters.count(counts, timeout_s=CHARGE_TIMEOUT_S))
             self._charges.add(task)
@@ -277,9 +291,9 @@ class Quotas:
         other.refused += gone.refused
 
 
-def _count_of(window: Window, tenant: str, now: float, amount: int) -> Count:
-    number = window.number(tenant, now)
-    return Count(f"{tenant}:{window.name}", number, amount, window.seconds)
+def _count_of(window: Window, principal: Principal, now: float, amount: int) -> Count:
+    number = window.number(principal.tenant, now)
+    return Count(f"{principal.counted_as}:{window.name}", number, amount, window.seconds)
 
 
 def _empty() -> dict[str, Any]:

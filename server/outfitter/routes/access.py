@@ -27,48 +27,29 @@ MAX_BODY_BYTES = 2**16
 _FIELDS = ("visibility", "shared_with")
 
 
-@router.get("/task_vectors/{name:path}/access")
-async def vector_access(name: str, gateway: GatewayDep, vectors: VectorsDep) -> dict[str, object]:
-    """Who may see a task vector, for its owner."""
-    return await _get(gateway, vectors, Kind.TASK_VECTOR, name)
+def _add(kind: Kind, names: str, what: str) -> None:
+    """The two routes of one kind of names."""
+    path = f"/{names}/{{name:path}}/access"
+
+    @router.get(path, description=f"Who may see and use {what}, for its owner.")
+    async def access(name: str, gateway: GatewayDep, vectors: VectorsDep) -> dict[str, object]:
+        return await _get(gateway, vectors, kind, name)
+
+    told = f"Say who may see and use {what}; a field that is not given stays."
+
+    @router.put(path, description=told, openapi_extra=json_body(ACCESS))
+    async def set_access(
+        name: str, request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
+    ) -> dict[str, object]:
+        return await _put(request, gateway, vectors, by, kind, name)
 
 
-@router.put("/task_vectors/{name:path}/access", openapi_extra=json_body(ACCESS))
-async def set_vector_access(
-    name: str, request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
-) -> dict[str, object]:
-    """Say who may see a task vector; a field that is not given stays."""
-    return await _put(request, gateway, vectors, by, Kind.TASK_VECTOR, name)
-
-
-@router.get("/loadouts/{name:path}/access")
-async def loadout_access(name: str, gateway: GatewayDep, vectors: VectorsDep) -> dict[str, object]:
-    """Who may see a saved loadout, for its owner."""
-    return await _get(gateway, vectors, Kind.LOADOUT, name)
-
-
-@router.put("/loadouts/{name:path}/access", openapi_extra=json_body(ACCESS))
-async def set_loadout_access(
-    name: str, request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
-) -> dict[str, object]:
-    """Say who may see a saved loadout; a field that is not given stays."""
-    return await _put(request, gateway, vectors, by, Kind.LOADOUT, name)
-
-
-@router.get("/experiments/{name:path}/access")
-async def experiment_access(
-    name: str, gateway: GatewayDep, vectors: VectorsDep
-) -> dict[str, object]:
-    """Who may see and use an experiment, for its owner."""
-    return await _get(gateway, vectors, Kind.EXPERIMENT, name)
-
-
-@router.put("/experiments/{name:path}/access", openapi_extra=json_body(ACCESS))
-async def set_experiment_access(
-    name: str, request: Request, gateway: GatewayDep, vectors: VectorsDep, by: ByDep
-) -> dict[str, object]:
-    """Say who may see and use an experiment; a field that is not given stays."""
-    return await _put(request, gateway, vectors, by, Kind.EXPERIMENT, name)
+for _kind, _names, _what in (
+    (Kind.TASK_VECTOR, "task_vectors", "a task vector"),
+    (Kind.LOADOUT, "loadouts", "a saved loadout"),
+    (Kind.EXPERIMENT, "experiments", "an experiment"),
+):
+    _add(_kind, _names, _what)
 
 
 def describe_access(kind: Kind, name: str, access: Access) -> dict[str, object]:

@@ -72,7 +72,7 @@ async def _relay(route: Route, request: Request, gateway: Gateway, observed: Obs
     principal, outcome = observed.outcome.principal, observed.outcome
     _check_offered(route, gateway)
     raw = await read_body(request, gateway.config.max_body_bytes)
-    body = parse_body(raw)
+    body = await gateway.aside.run(len(raw), parse_body, raw)
     asked = await _asked(route, gateway, principal, body)
     outcome.model, outcome.saved_model = asked.name, asked.saved_model
     outcome.is_stream = body.get("stream") is True
@@ -87,6 +87,7 @@ async def _relay(route: Route, request: Request, gateway: Gateway, observed: Obs
         body = salted(body, principal, None if known is None else known.top)
     plan = await _plan(gateway, observed, body, asked, choice)
     question = Question.of(route, request, body, gateway.config.name)
+    estimate = 0 if route.is_tokens else await gateway.aside.run(len(raw), prompt_tokens, body)
     identity = Identity(
         asked.name,
         plan.label,
@@ -97,12 +98,12 @@ async def _relay(route: Route, request: Request, gateway: Gateway, observed: Obs
     )
     async with gateway.quotas.admitted(principal, request) as ticket:
         outcome.charged = ticket.charged
-        gateway.quotas.sent(outcome, 0 if route.is_tokens else prompt_tokens(body))
+        gateway.quotas.sent(outcome, estimate)
         question = question.admitted(ticket.engine_headers)
         if choice is not None:
             outcome.exposure = choice.exposure
             observed.then = Mirror(gateway, choice, question, len(raw))
-        engine_request = question.served_by(plan.loadout)
+        engine_request = await gateway.aside.run(len(raw), question.served_by, plan.loadout)
         return ticket.carry(RelayedResponse(relay, engine_request, identity, observed))
 
 

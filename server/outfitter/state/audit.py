@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
@@ -16,7 +17,8 @@ from outfitter.state.tenancy import Entry, TrailQuery, Use
 MAX_LIMIT = 1000
 MAX_SUBJECT = 512
 MAX_REQUEST_ID = 128
-_CHANGES, _USES = "audit", "loadout_use"
+
+Row = TypeVar("Row", AuditRow, LoadoutUseRow)
 
 
 def record(
@@ -42,50 +44,54 @@ def record(
 
 def changes(session: Session, query: TrailQuery) -> tuple[tuple[Entry, ...], str | None]:
     """A page of changes, and the cursor of the next. Raises InvalidDetails for a wrong cursor."""
-    _check(query)
     asked = {"tenant": query.tenant, "key": query.key}
     asked |= {"action": query.action, "subject": query.subject}
-    statement = select(AuditRow).order_by(AuditRow.id.desc())
-    for name, value in asked.items():
-        if value is not None:
-            statement = statement.where(getattr(AuditRow, name) == value)
-    if query.since is not None:
-        statement = statement.where(AuditRow.at >= query.since)
-    if query.until is not None:
-        statement = statement.where(AuditRow.at < query.until)
-    question = [_CHANGES, asked, query.since, query.until]
-    if query.after is not None:
-        statement = statement.where(AuditRow.id < from_cursor(question, query.after, [int])[0])
-    rows = session.scalars(statement.limit(query.limit + 1)).all()
-    page = rows[: query.limit]
-    after = to_cursor(question, [page[-1].id]) if len(rows) > query.limit else None
-    return tuple(_entry(row) for row in page), after
+    times = (AuditRow.at, AuditRow.at)
+    rows, after = _page(session, AuditRow, query, asked, times, {"id": int})
+    return tuple(_entry(row) for row in rows), after
 
 
 def uses(session: Session, query: TrailQuery) -> tuple[tuple[Use, ...], str | None]:
     """A page of loadouts by hour, tenant and key. Raises InvalidDetails for a wrong cursor."""
-    _check(query)
     asked = {"tenant": query.tenant, "key": query.key, "loadout": query.loadout}
-    row_ = LoadoutUseRow
-    order = (row_.hour, row_.tenant, row_.key, row_.loadout)
-    statement = select(row_).order_by(*(column.desc() for column in order))
+    times = (LoadoutUseRow.last, LoadoutUseRow.first)
+    order = {"hour": int, "tenant": str, "key": str, "loadout": str}
+    rows, after = _page(session, LoadoutUseRow, query, asked, times, order)
+    return tuple(_use(row) for row in rows), after
+
+
+def _page(
+    session: Session,
+    table: type[Row],
+    query: TrailQuery,
+    asked: Mapping[str, str | None],
+    times: tuple[Any, Any],
+    order: Mapping[str, type],
+) -> tuple[Sequence[Row], str | None]:
+    """Rows of a table, the newest first, and the cursor of the next page.
+
+    asked: what columns must be. times: the columns that `since` and `until` are held against.
+    order: the columns of the primary key, and their types.
+    """
+    _check(query)
+    key = [getattr(table, name) for name in order]
+    statement = select(table).order_by(*(column.desc() for column in key))
     for name, value in asked.items():
         if value is not None:
-            statement = statement.where(getattr(row_, name) == value)
+            statement = statement.where(getattr(table, name) == value)
     if query.since is not None:
-        statement = statement.where(row_.last >= query.since)
+        statement = statement.where(times[0] >= query.since)
     if query.until is not None:
-        statement = statement.where(row_.first < query.until)
-    question = [_USES, asked, query.since, query.until]
+        statement = statement.where(times[1] < query.until)
+    question = [table.__tablename__, asked, query.since, query.until]
     if query.after is not None:
-        position = from_cursor(question, query.after, [int, str, str, str])
-        statement = statement.where(tuple_(*order) < tuple_(*position))
+        position = from_cursor(question, query.after, [*order.values()])
+        statement = statement.where(tuple_(*key) < tuple_(*position))
     rows = session.scalars(statement.limit(query.limit + 1)).all()
     page = rows[: query.limit]
-    after = None
-    if len(rows) > query.limit:
-        after = to_cursor(question, [getattr(page[-1], column.key) for column in order])
-    return tuple(_use(row) for row in page), after
+    if len(rows) <= query.limit:
+        return page, None
+    return page, to_cursor(question, [getattr(page[-1], name) for name in order])
 
 
 def _check(query: TrailQuery) -> None:

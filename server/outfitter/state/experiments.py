@@ -36,7 +36,10 @@ _QUESTION = "experiments"
 
 
 def create(session: Session, experiment: Experiment) -> Experiment:
-    """Write down the first version. Raises CatalogConflict for a name that is taken."""
+    """Write down the first version. Raises CatalogConflict for a name that is taken.
+
+    Events of a former one of this name, which came after it was deleted, go.
+    """
     key, now = key_of(experiment.name), int(time.time())
     row = session.get(ExperimentRow, key)
     if row is not None:
@@ -47,6 +50,7 @@ def create(session: Session, experiment: Experiment) -> Experiment:
     row = ExperimentRow(key=key, path=path, seed=seed, created=now, number=1, status=status)
     session.add(row)
     session.flush()
+    events.forget(session, made.name)
     _add(session, key, made)
     return made
 

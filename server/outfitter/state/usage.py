@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from outfitter.state.database import Database
-from outfitter.state.models import UsageRow, UsageWriterRow
+from outfitter.state.models import KeyRow, UsageRow, UsageWriterRow
 
 MAX_ROWS = 50_000
 """Of an answer."""
@@ -45,7 +45,11 @@ COUNTS = tuple(item.name for item in fields(Used))
 
 @dataclass(frozen=True)
 class UsageQuery:
-    """Sums of the days from `first` to `last`, both included. tenant: None for all of them."""
+    """Sums of the days from `first` to `last`, both included.
+
+    tenant: None for all of them. Else only what its keys used, which it has or had: not those of
+    another tenant of this name, which was deleted.
+    """
 
     first: str
     last: str
@@ -82,7 +86,8 @@ class UsageTable:
         sums = [func.coalesce(func.sum(getattr(UsageRow, name)), 0) for name in COUNTS]
         chosen = select(*groups, *sums).where(UsageRow.day.between(query.first, query.last))
         if query.tenant is not None:
-            chosen = chosen.where(UsageRow.tenant == query.tenant)
+            its_keys = select(KeyRow.id).where(KeyRow.tenant == query.tenant)
+            chosen = chosen.where(UsageRow.tenant == query.tenant, UsageRow.key.in_(its_keys))
         chosen = chosen.group_by(*groups).order_by(*groups).limit(MAX_ROWS + 1)
         names, num_groups = (*query.group_by, *COUNTS), len(groups)
         with self._database.reading() as session:

@@ -135,10 +135,12 @@ class Battle:
         below = self._site.process.children(recursive=True)
         async with self._clients.asking(self._plan.clients):
             await asyncio.sleep(LAST_LOAD_S)
-            self._clients.ended_at = time.monotonic()
+            self._clients.sure_until = time.monotonic()
+            await asyncio.to_thread(self._site.wait_ready)  # who came before is let in before
+            ended = time.monotonic()
             self._site.process.send_signal(signal.SIGTERM)
             status = await asyncio.to_thread(self._wait)
-            self._drained_s = time.monotonic() - self._clients.ended_at
+            self._drained_s = time.monotonic() - ended
         if status != 0:
             self.book.problem(f"SIGTERM ended the gateway with status {status}, not 0")
         if left := [process for process in below if process.is_running()]:

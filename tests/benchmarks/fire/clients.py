@@ -21,7 +21,7 @@ FLOOD = "flood"
 FLOOD_REQUESTS = 150
 READ_BYTES = 2**14
 GRACE_S = 1.0
-"""What was sent so shortly before SIGTERM may never have been taken up by the gateway."""
+"""What began so shortly before the gateway last took up a request may not be sent yet."""
 
 
 class Clients:
@@ -30,8 +30,8 @@ class Clients:
     def __init__(self, site: Site, book: Book, seed: int) -> None:
         self.site, self.book = site, book
         self.stopping = asyncio.Event()
-        self.ended_at: float | None = None
-        """When SIGTERM was sent, on the monotonic clock."""
+        self.sure_until: float | None = None
+        """What began before is surely taken up, on the monotonic clock; None: everything is."""
         self._dice = random.Random(seed)
         self._session: aiohttp.ClientSession | None = None
 
@@ -93,7 +93,7 @@ class Clients:
 
     def _broken(self, began: float, heard: list[int], error: Exception) -> Ending:
         """Only a gateway that was told to stop may take up no more requests."""
-        was_late = self.ended_at is not None and began > self.ended_at - GRACE_S
+        was_late = self.sure_until is not None and began > self.sure_until - GRACE_S
         end = End.NOT_TAKEN if was_late and not heard else End.BROKEN
         detail = "" if end is End.NOT_TAKEN else repr(error)
         return Ending(end, was_heard=bool(heard), detail=detail)

@@ -246,6 +246,9 @@ def test_only_what_does_not_run_is_deleted(book: Book) -> None:
     assert (events.units("acme/tone"), events.units("acme/other")) == ({}, {"a": 1})
     with pytest.raises(ExperimentNotFound):
         book.find(None, "acme/tone")
+    events.add([event_of("acme/tone")])  # of a request that ended later
+    book.create(By(), None, small())
+    assert events.units("acme/tone") == {}
 
 
 def test_what_was_measured_keeps_its_meaning() -> None:

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import select, update
 
+from outfitter.state import tenants
 from outfitter.state.catalog import Catalog
-from outfitter.state.models import UsageWriterRow
+from outfitter.state.models import KeyRow, UsageWriterRow
 from outfitter.state.usage import FORGET_S, UsageKey, UsageQuery, UsageTable, Used
 
 ALL = UsageQuery("2026-01-01", "2026-12-31", ("day", "tenant", "key", "model"))
@@ -95,8 +96,13 @@ def test_a_batch_is_added_whole_or_not_at_all(table: UsageTable) -> None:
         (UsageQuery("2026-03-03", "2026-03-04"), []),
     ],
 )
-def test_sums_are_grouped(table: UsageTable, query: UsageQuery, expected: list) -> None:
+def test_sums_are_grouped(
+    table: UsageTable, catalog: Catalog, query: UsageQuery, expected: list
+) -> None:
     """By what is asked for, of the days and the tenant that are asked for."""
+    with catalog.database.writing() as session:
+        tenants.create(session, "acme")
+        session.add(KeyRow(id="of_1", tenant="acme", name="", hash="", scopes="", created=1))
     table.add("a", 1, {**rows("acme", "zeta"), **rows("acme", day="2026-03-02")})
     found = table.find(query)
     assert [(row[query.group_by[0]], row["requests"]) for row in found] == expected

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from outfitter.commands.tune import names_of, spread
 from tests.outfitter.harness import Running, make_vector, push
 from tests.outfitter.test_cli import fails, invoke
 
@@ -151,9 +152,10 @@ def test_what_cannot_be_is_one_line(
     assert not files[0].with_name("j.jsonl").exists()
 
 
-def test_commas_name_vectors_too(gateway: Running, files: tuple[Path, Path]) -> None:
-    """As the option given twice does."""
-    words = arguments(gateway, files, "--budget", 7, "--no-random-search", "--json")
-    commas = ("tune", "--vectors", "tune/a,tune/b", *words[4:])
-    found = json.loads(invoke(*commas).stdout)
-    assert set(found["run"]["vectors"]) == {"tune/a", "tune/b"}
+def test_vectors_are_named_as_people_write_them() -> None:
+    """After the option up to the next one, with commas, or with the option for each."""
+    written = ["--eval", "x", "--vectors", "a", "b", "--budget", "3", "--vectors", "c"]
+    assert spread("--vectors", written) == [
+        *("--eval", "x", "--vectors", "a", "--vectors", "b", "--budget", "3", "--vectors", "c")
+    ]
+    assert names_of(["a,b", "c"]) == names_of(["a", "b", "c"]) == ["a", "b", "c"]

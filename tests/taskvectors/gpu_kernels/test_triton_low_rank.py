@@ -8,6 +8,7 @@ from torch import Tensor
 from taskvectors.kernels import reference, triton_low_rank
 from taskvectors.kernels.gpu_step import CoefficientRows, StepBuffers, StepLimits
 from taskvectors.kernels.triton_low_rank import RANK_FIELDS, LowRankSite
+from tests.covering import covering
 from tests.taskvectors.gpu_kernels.steps import (
     DEVICE,
     assert_close,
@@ -42,15 +43,21 @@ def _hidden(dtype: torch.dtype, tokens: int = 64) -> Tensor:
     return torch.full((3, tokens, 5, 33), float("nan"), dtype=dtype, device=DEVICE)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("tokens", [1, 17, 65])
 @pytest.mark.parametrize(
-    ("shape", "parts", "rank"), [((7, 5), 1, 1), ((40, 130), 3, 8), ((150, 129), 2, 33)]
+    *covering(
+        dtype=[torch.float32, torch.bfloat16, torch.float16],
+        tokens=[1, 17, 65],
+        layer=[((7, 5), 1, 1), ((40, 130), 3, 8), ((150, 129), 2, 33)],
+    )
 )
 def test_all_vectors_of_a_site_equal_the_reference(
-    dtype: torch.dtype, tokens: int, shape: tuple[int, int], parts: int, rank: int
+    dtype: torch.dtype, tokens: int, layer: tuple[tuple[int, int], int, int]
 ) -> None:
-    """With ranks that differ by vector, and a part and a vector that have none."""
+    """With ranks that differ by vector, and a part and a vector that have none.
+
+    layer: shape, parts, rank.
+    """
+    shape, parts, rank = layer
     random, bounds, (rows, width) = generator(), part_bounds(shape[0], parts), shape
     coefficients = random_rows(LIMITS, random)
     step = planned(tokens, LIMITS, coefficients, random)

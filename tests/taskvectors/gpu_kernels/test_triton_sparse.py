@@ -11,6 +11,7 @@ from torch import Tensor
 from taskvectors.kernels import reference, triton_sparse
 from taskvectors.kernels.gpu_step import CoefficientRows, StepBuffers, StepLimits
 from taskvectors.kernels.triton_sparse import SPARSE_FIELDS, SparseScratch, SparseSite
+from tests.covering import covering
 from tests.taskvectors.gpu_kernels.steps import (
     DEVICE,
     assert_close,
@@ -75,16 +76,21 @@ def _expected(
     return (y.float() + total).to(y.dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("tokens", [1, 19, 64, 65])
 @pytest.mark.parametrize(
-    ("shape", "parts", "density"),
-    [((7, 5), 1, 0.3), ((33, 130), 3, 0.05), ((70, 33), 2, 1.0), ((16, 64), 1, 0.0)],
+    *covering(
+        dtype=[torch.float32, torch.bfloat16, torch.float16],
+        tokens=[1, 19, 64, 65],
+        site=[((7, 5), 1, 0.3), ((33, 130), 3, 0.05), ((70, 33), 2, 1.0), ((16, 64), 1, 0.0)],
+    )
 )
 def test_all_vectors_of_a_site_equal_the_reference(
-    dtype: torch.dtype, tokens: int, shape: tuple[int, int], parts: int, density: float
+    dtype: torch.dtype, tokens: int, site: tuple[tuple[int, int], int, float]
 ) -> None:
-    """Rows of the base keep their bits, columns of a padded head too."""
+    """Rows of the base keep their bits, columns of a padded head too.
+
+    site: shape, parts, density.
+    """
+    shape, parts, density = site
     random = generator()
     coefficients = random_rows(LIMITS, random)
     step = planned(tokens, LIMITS, coefficients, random)
@@ -93,12 +99,12 @@ def test_all_vectors_of_a_site_equal_the_reference(
     matrices[3] = torch.zeros(shape)
     matrices = [m if m is None else m.to(dtype).float() for m in matrices]
     bounds = part_bounds(shape[0], parts)
-    site = _site(matrices, shape, bounds, dtype)
+    placed = _site(matrices, shape, bounds, dtype)
     x = torch.randn(tokens, shape[1], generator=random).to(dtype)
     before = torch.randn(tokens, shape[0] + 2, generator=random).to(dtype)
     weights = weights_of(step, coefficients, tokens)
     y = before.clone().to(DEVICE)
-    triton_sparse.add_sparse(y, x.to(DEVICE), site, step, coefficients, _scratch(dtype))
+    triton_sparse.add_sparse(y, x.to(DEVICE), placed, step, coefficients, _scratch(dtype))
     expected = before.clone()
     expected[:, : shape[0]] = _expected(before[:, : shape[0]], x, matrices, bounds, weights)
     assert_close(y, expected, 3 * shape[1])
