@@ -227,7 +227,7 @@ def start(servers: list[Server]) -> None:
         one.wait_ready()
 
 
-@pytest.fixture(params=["journal", "redis"])
+@pytest.fixture(params=["journal", pytest.param("redis", marks=pytest.mark.slow)])
 def redis(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str | None]:
     if request.param == "journal":
         yield None
