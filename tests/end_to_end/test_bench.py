@@ -32,27 +32,34 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_every_scenario_is_measured(model: Path, tmp_path: Path) -> None:
-    """With figures, goals, a picture, and what is needed to repeat it; whatever the figures are."""
+@pytest.mark.parametrize(
+    "scenarios", [("decode",), pytest.param(tuple(PREFIXES), marks=pytest.mark.slow)]
+)
+def test_a_scenario_is_measured(model: Path, tmp_path: Path, scenarios: tuple[str, ...]) -> None:
+    """With figures, goals, a picture, and what is needed to repeat it; whatever the figures are.
+
+    By default the one with engines of all three kinds: each scenario starts two or three.
+    """
     results, picture = tmp_path / "results.json", tmp_path / "plot.png"
     done = _bench(
         *("--model", model, "--dummy", "--quick", "--steps", 2, "--seed", 9),
-        *("-o", results, "--plot", picture, "--scenarios", ",".join(PREFIXES)),
+        *("-o", results, "--plot", picture, "--scenarios", ",".join(scenarios)),
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(results.read_text())
     figures = {figure["key"]: figure for figure in found["figures"]}
     assert {*PREFIXES, "server"} == set(SCENARIOS)
-    for keys in PREFIXES.values():
-        assert figures.keys() >= set(keys)
+    for name in scenarios:
+        assert figures.keys() >= set(PREFIXES[name])
     for key, figure in figures.items():
         low, high = figure["quartiles"]
         assert low <= figure["median"] <= high
         assert key.endswith(("/added", "/change")) or low > 0
         assert figure["label"] in done.stdout
     assert len(figures["decode/16/plugin/many"]["samples"]) == 2
+    assert found["goals"]
     assert {goal["key"] for goal in found["goals"]} <= figures.keys()
-    assert len(found["goals"]) == 9
+    assert len(found["goals"]) == 9 or len(scenarios) < len(PREFIXES)
     assert found["command"].startswith("outfitter bench --model")
     assert (found["seed"], found["settings"]["device"]) == (9, "cpu")
     assert found["versions"]["numpy"]
