@@ -10,7 +10,7 @@ from typing import Any
 
 MAX_TEXT = 64 * 2**10
 """Characters; of a longer answer there is no text."""
-_REASON = re.compile(rb'"(?:finish_reason|stop_reason)"\s*:\s*"(\w{1,64})"')
+_REASON = re.compile(rb'"(?:finish_reason|stop_reason)":\s?"(\w{1,64})"')
 _INCOMPLETE = re.compile(rb'"incomplete_details"\s*:\s*\{\s*"reason"\s*:\s*"(\w{1,64})"')
 _COMPLETED = re.compile(rb'"type"\s*:\s*"response\.completed"|"status"\s*:\s*"completed"')
 _RESPONSE = re.compile(rb'"object"\s*:\s*"response"')
@@ -63,9 +63,10 @@ class AnswerReader:
             self._wants_text, self._parts = False, []
 
     def _note_reason(self, raw: bytes) -> None:
-        for match in _REASON.finditer(raw):
-            self._reason(match[1])
-        if _RESPONSE.search(raw):
+        if b'_reason":"' in raw or b'_reason": "' in raw:
+            for match in _REASON.finditer(raw):
+                self._reason(match[1])
+        if b'"response"' in raw and _RESPONSE.search(raw):
             if incomplete := _INCOMPLETE.search(raw):
                 self._reason(incomplete[1])
             elif _COMPLETED.search(raw):

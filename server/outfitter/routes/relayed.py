@@ -142,7 +142,7 @@ class RelayedResponse(Response):
             async for chunk in upstream.content.iter_any():
                 lines = rewriter.feed(chunk)
                 meter.feed(lines)
-                if self._recording is not None:
+                if self._recording is not None and lines:
                     await self._record(lines)
                 if hidden is not None:
                     lines = hidden.feed(lines)

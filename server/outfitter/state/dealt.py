@@ -1,6 +1,6 @@
 """How new units came to variants, by the version of the experiment that dealt them."""
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, func, select, text
 from sqlalchemy.orm import Session
 
 from outfitter.state.event_rows import RequestRow, UnitRow
@@ -8,6 +8,8 @@ from outfitter.state.event_rows import RequestRow, UnitRow
 
 def units_by_version(session: Session, experiment: str) -> dict[int, dict[str, int]]:
     """Units that were first exposed under each version, by variant."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SET LOCAL enable_nestloop = off"))  # as in `event_sums`
     request, unit = RequestRow, UnitRow
     is_first = and_(
         request.experiment == unit.experiment,
