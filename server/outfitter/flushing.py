@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class Flusher:
         self._is_closing.set()
 
     async def _write(self) -> bool:
-        return all([await tried(_in_thread(flush)) for flush in self._flushes])
+        return all([await tried(partial(_in_thread, flush)) for flush in self._flushes])
 
 
 async def until_closed(
@@ -41,10 +42,10 @@ async def until_closed(
         patience = seconds if await write() else min(2 * patience, most)
 
 
-async def tried(attempt: Awaitable[bool]) -> bool:
+async def tried(write: Callable[[], Awaitable[bool]]) -> bool:
     """Whether something was written; an error of ours must not end the writing of what follows."""
     try:
-        return await attempt
+        return await write()
     except Exception:
         log.exception("what was counted could not be written")
         return False

@@ -87,7 +87,7 @@ class UsageLedger:
         return True
 
     async def _try(self) -> bool:
-        return await tried(self.flush())
+        return await tried(self.flush)
 
     def _key(self, outcome: Outcome) -> UsageKey:
         who = outcome.principal
