@@ -12,7 +12,7 @@ from outfitter.control.principal import OPEN, Principal, Scope
 from outfitter.control.salting import salted
 from outfitter.errors import ApiError
 
-TOKEN = Token.new()
+TOKEN = Token("ofk_q4euduet2u", "G1h0F-szKQFjPiHYlFMCnlazKzWH98-PELtIVI174v4")
 HOLDER = Holder(
     TOKEN.id,
     TOKEN.hash,
