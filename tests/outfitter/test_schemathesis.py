@@ -50,7 +50,8 @@ def document(root: Path) -> dict:
 for _kind in ("application/offset+octet-stream", "application/jsonl"):
     schemathesis.serializer.alias(_kind, "application/octet-stream")
 SCHEMA = schemathesis.openapi.from_dict(document(Path("nowhere")))
-OPERATIONS = {found.ok().label: found.ok() for found in SCHEMA.get_all_operations()}
+_FOUND = [found.ok() for found in SCHEMA.get_all_operations()]
+OPERATIONS = {found.label: found for found in sorted(_FOUND, key=lambda found: found.label)}
 
 
 def check(case: schemathesis.Case, url: str) -> None:
