@@ -13,6 +13,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8100
 DTYPE ?= float32
 # Processes that share the tests; one of them has the real engine beside it, in all up to 15 GB.
+# They must collect the same in the same order, that of sets included.
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 # Room for a synthetic pair of 1.5 billion parameters, 12 GB.
@@ -33,7 +34,7 @@ demo: $(VENV)/.serve
 	done
 
 test: $(VENV)/.test check $(MODEL)/config.json
-	$(BIN)/python -m pytest $(PARALLEL)
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)/.test $(MODEL)/config.json
 	$(BIN)/python -m pytest -m "not gpu"
