@@ -15,7 +15,7 @@ DTYPE ?= float32
 # Processes that share the tests; one of them has the real engine beside it, in all up to 15 GB.
 # They must collect the same in the same order, that of sets included.
 WORKERS ?= 2
-PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 # Room for a synthetic pair of 1.5 billion parameters, 12 GB.
 SCRATCH ?= $(CACHE)/scratch
 

@@ -29,15 +29,24 @@ ENGINE = "tests/end_to_end/"
 """Its tests share servers of the real engine, so one process runs them all: it begins with them."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For `pytest -n 2 --dist loadgroup --no-loadscope-reorder`: a file is a group."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first."""
     items.sort(key=lambda item: not item.nodeid.startswith(ENGINE))
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(ENGINE if file.startswith(ENGINE) else file))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """For `pytest -n 2 --no-loadscope-reorder`: a process is given file by file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByServer(LoadScopeScheduling):
+        """Those of the engine are as one file."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return ENGINE if file.startswith(ENGINE) else file
+
+    return ByServer(config, log)
 
 
 @pytest.fixture(scope="session")
