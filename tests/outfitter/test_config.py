@@ -1,6 +1,7 @@
 """What `outfitter serve` accepts, and how it starts the engine."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from outfitter.config import (
     read_limits,
 )
 from outfitter.control.keep import Keep
-from outfitter.control.limits import Limits, LimitsBook
+from outfitter.control.limits import GENEROUS, LimitsBook
 from outfitter.engine.command import engine_command, engine_environment
 from taskvectors.store.settings import TierSettings
 
@@ -173,7 +174,7 @@ def test_the_engine_environment() -> None:
 
 
 def test_limits_come_from_a_file(tmp_path: Path) -> None:
-    """YAML, and so JSON, too; without one nothing is limited."""
+    """YAML, and so JSON, too, over what limits everybody."""
     assert read_limits(None) == LimitsBook()
     for text in (
         "default:\n  queue: 3\ntenants:\n  acme:\n    pool_share: 0.5\n",
@@ -182,8 +183,8 @@ def test_limits_come_from_a_file(tmp_path: Path) -> None:
         path = tmp_path / "limits"
         path.write_text(text)
         book = read_limits(path)
-        assert book.of("other") == Limits(queue=3)
-        assert book.of("acme") == Limits(queue=3, pool_share=0.5)
+        assert book.of("other") == replace(GENEROUS, queue=3)
+        assert book.of("acme") == replace(GENEROUS, queue=3, pool_share=0.5)
 
 
 @pytest.mark.parametrize(

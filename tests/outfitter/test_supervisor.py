@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -243,14 +244,15 @@ def test_the_private_directory_goes_with_the_gateway(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     """Whoever is left last removes it."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with process(tmp_path) as (child, url):
-        wait_for(lambda: is_ready(url))
-        assert len(list(tmp_path.glob("outfitter-*"))) == 1
-        child.send_signal(number)
-        child.wait(timeout=20)
-        wait_for(lambda: not list(tmp_path.glob("outfitter-*")), 10)
-        wait_for(lambda: nobody_left(tmp_path), 10)
+    with tempfile.TemporaryDirectory() as folder:  # short enough for the path of a socket
+        monkeypatch.setenv("TMPDIR", folder)
+        with process(tmp_path) as (child, url):
+            wait_for(lambda: is_ready(url))
+            assert len(list(Path(folder).glob("outfitter-*"))) == 1
+            child.send_signal(number)
+            child.wait(timeout=20)
+            wait_for(lambda: not list(Path(folder).glob("outfitter-*")), 10)
+            wait_for(lambda: nobody_left(tmp_path), 10)
 
 
 def test_an_engine_that_says_it_is_dead_is_replaced(own: Running) -> None:
