@@ -34,7 +34,7 @@ demo: $(VENV)/.serve
 	done
 
 test: $(VENV)/.test check $(MODEL)/config.json
-	PYTHONHASHSEED=0 $(BIN)/python -m pytest $(PARALLEL)
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest $(PARALLEL) --durations 20
 
 test-all: $(VENV)/.test $(MODEL)/config.json
 	$(BIN)/python -m pytest -m "not gpu"
