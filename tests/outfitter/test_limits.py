@@ -83,5 +83,8 @@ def test_what_asks_no_model_has_generous_limits_which_null_takes_away() -> None:
     """So that listings alone cannot keep a server busy."""
     assert LimitsBook().of("acme").reads_per_minute == 6000
     book = LimitsBook.parse({"tenants": {"acme": {"reads_per_minute": None}}})
-    assert book.of("acme").given() == {"comparisons_per_minute": 300}
+    assert book.of("acme").given() == {
+        "comparisons_per_minute": 300,
+        "feedback_per_minute": 100_000,
+    }
     assert book.of("zeta") == LimitsBook().default

@@ -420,3 +420,21 @@ def test_listings_and_comparisons_are_counted_by_the_minute(serve: Serve) -> Non
     assert served.stats()["tenants"]["acme"]["refused"] == {"rate_limit_exceeded": 2}
     served.set_clock(NOW + 60)
     assert ask("GET", "/v1/models").status_code == 200
+
+
+def test_feedback_is_counted_by_its_entries(serve: Serve) -> None:
+    """A request with more than are left is refused, and nothing of it is stored."""
+    served = serve({"feedback_per_minute": 3})
+
+    def send(number: int) -> httpx.Response:
+        lines = "\n".join(
+            f'{{"request_id": "r{i}", "metric": "helpful", "value": 1}}' for i in range(number)
+        )
+        headers = {"x-tenant": "acme", "content-type": "application/jsonl"}
+        return served.client.post("/v1/feedback", headers=headers, content=lines)
+
+    assert [send(number).status_code for number in (2, 1, 1)] == [200, 200, 429]
+    served.set_clock(NOW + 60)
+    refused = send(4)
+    assert refused.status_code == 429
+    assert "feedback_per_minute: limit 3" in refused.json()["error"]["message"]

@@ -20,7 +20,7 @@ class Limits:
     tokens: of prompts and answers together. stored_bytes: files of its namespaces. pool_share: its
     part of the pool of resident vectors, 0 to 1; None for an equal part. queue: its requests that
     may wait for their turn. reads: requests that list or show something. comparisons: those for the
-    interference of task vectors.
+    interference of task vectors. feedback: entries, of which a request may have many.
     """
 
     requests_per_minute: int | None = None
@@ -32,6 +32,7 @@ class Limits:
     queue: int | None = None
     reads_per_minute: int | None = None
     comparisons_per_minute: int | None = None
+    feedback_per_minute: int | None = None
 
     @classmethod
     def parse(cls, given: Mapping[str, object], over: Self | None = None) -> Self:
@@ -57,7 +58,7 @@ class Limits:
         return {key: limit for key, limit in asdict(self).items() if limit is not None}
 
 
-GENEROUS = Limits(reads_per_minute=6000, comparisons_per_minute=300)
+GENEROUS = Limits(reads_per_minute=6000, comparisons_per_minute=300, feedback_per_minute=100_000)
 """Where nothing else is said: far beyond what people do, and what one server answers at ease."""
 
 LimitsOf = Callable[[str], Limits]

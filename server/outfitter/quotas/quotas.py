@@ -119,16 +119,16 @@ class Quotas:
         outcome.estimate, outcome.sent_at = estimate, self._clock()
         self._charge(outcome.principal, lambda window: estimate)  # noqa: ARG005
 
-    async def count(self, principal: Principal, limit: str) -> None:
+    async def count(self, principal: Principal, limit: str, number: int = 1) -> None:
         """Count a request that asks no model, by one of its tenant's limits; raises ApiError (429).
 
-        limit: its name, such as `reads_per_minute`.
+        limit: its name, such as `reads_per_minute`. number: what it counts for.
         """
         window = reading_window(limit, self.limits_of(principal.tenant))
         if window is None:
             return
         try:
-            await self._counted(principal, (window,))
+            await self._counted(principal, (window,), number)
         except ApiError as error:
             self._of(principal.tenant).refused[str(error.code)] += 1
             raise
@@ -193,10 +193,12 @@ class Quotas:
         await asyncio.gather(*self._charges, return_exceptions=True)
         await self._counters.close()
 
-    async def _counted(self, principal: Principal, windows: Sequence[Window]) -> dict[str, str]:
+    async def _counted(
+        self, principal: Principal, windows: Sequence[Window], number: int = 1
+    ) -> dict[str, str]:
         """The headers for the client; raises ApiError (429)."""
         now, tenant = self._clock(), principal.tenant
-        counts = [_count_of(w, principal, now, int(w.kind == REQUESTS)) for w in windows]
+        counts = [_count_of(w, principal, now, number * (w.kind == REQUESTS)) for w in windows]
         used = await self._counters.count(counts)
         standings = [
             Standing(window, number, window.resets_in(tenant, now))

@@ -46,6 +46,7 @@ async def send(request: Request, gateway: GatewayDep, principal: PrincipalDep) -
         given = await asyncio.to_thread(parse_lines, raw)
     else:
         given = [Feedback.parse(parse_body(raw))]
+    await gateway.quotas.count(principal, "feedback_per_minute", len(given))
     add, at = gateway.events.add_feedback, time.time()
     await asyncio.to_thread(add, principal.tenant, given, at)
     return {"object": "feedback", "received": len(given)}
