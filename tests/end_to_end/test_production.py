@@ -45,7 +45,7 @@ class Shop:
         )
 
     def usage(self, who: str) -> dict[str, int]:
-        """What a tenant used today of its saved model."""
+        """What a tenant used today of its saved model, as far as it is written down."""
         with self.http(who) as client:
             answer = client.get("/v1/usage", params={"group_by": "tenant,model"}).json()
         assert {row["tenant"] for row in answer["data"]} <= {who}
@@ -53,6 +53,11 @@ class Shop:
         return {
             name: row.get(name, 0) for name in ("requests", "prompt_tokens", "completion_tokens")
         }
+
+    def is_written(self) -> bool:
+        """Whether all usage is written down that there is."""
+        with self.http("prometheus") as client:
+            return "\noutfitter_usage_pending 0.0\n" in client.get("/metrics").text
 
 
 def run(key: str, *arguments: str) -> str:
@@ -128,6 +133,7 @@ def test_the_keys_do_not_cross(shop: Shop, vectors: dict[str, Synthetic]) -> Non
 def test_what_is_used_is_what_the_answers_say(shop: Shop) -> None:
     """Whole answers, streams that ask for their usage, and streams that do not: token by token."""
     model = NAMES["acme"][1]
+    wait_for(shop.is_written)
     before = shop.usage("acme")
     with shop.sdk("acme") as sdk:
         whole = sdk.chat.completions.create(model=model, **ASK).usage
