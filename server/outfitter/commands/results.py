@@ -44,6 +44,8 @@ def results(
     out.print(_table(found))
     for rail in found["guardrails"]:
         say(_rail(rail))
+    for shadow in found["shadows"]:
+        say(_shadow(shadow))
     if found["metrics"] and found["metrics"][0]["comparisons"]:
         alpha = found["metrics"][0]["comparisons"][0]["alpha"]
         say(f"each interval holds at all looks together, but for a chance of {alpha:.3g}")
@@ -112,6 +114,16 @@ def _rail(rail: Mapping[str, Any]) -> str:
         return f"{line}, waits for {rail['waits_for']}"
     span = f"{rail['lower']:.4g} to {rail['upper']:.4g}"
     return f"{line}; variant − {rail['factor']:.4g} × control is {span}"
+
+
+def _shadow(shadow: Mapping[str, Any]) -> str:
+    line = f"shadow {shadow['variant']}: {shadow['requests']:,} requests mirrored"
+    told = [
+        f"{one['name']} {_number(one['value'])} against {_number(one['original'])}"
+        for one in shadow["metrics"]
+        if one["pairs"]
+    ]
+    return f"{line}; {', '.join(told)}" if told else line
 
 
 def _number(value: float | None, form: str = ".4g") -> str:

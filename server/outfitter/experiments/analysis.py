@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from outfitter.control.experiments import told
+from outfitter.control.experiments import mirrored, told
 from outfitter.control.experiments.acts import Act, wanted
 from outfitter.control.experiments.decide import Finding, findings
 from outfitter.control.experiments.experiment import Experiment
+from outfitter.control.experiments.mirrored import Mirrored
 from outfitter.control.experiments.report import Report, Standing, report
 from outfitter.experiments.book import Book
 from outfitter.state.database import Database
@@ -27,6 +28,7 @@ class Analysis:
     at: float
     report: Report
     findings: tuple[Finding, ...]
+    shadows: Mapping[str, Mirrored] = field(default_factory=dict)
 
     @property
     def act(self) -> Act | None:
@@ -50,6 +52,7 @@ class Analysis:
             "units": told.balance(self.report.balance),
             "metrics": told.metrics(self.report),
             "guardrails": [told.guardrail(one) for one in self.report.rails],
+            "shadows": mirrored.told(experiment.definition, self.shadows),
             "pending": None if pending is None else pending.to_json(),
             "forbidden": list(experiment.forbidden),
         }
@@ -83,7 +86,14 @@ class Analyst:
             0 if since is None else sum(self._events.units(experiment.name, since).values()),
         )
         found = report(standing)
-        return Analysis(experiment, now, found, findings(found))
+        shadows = self._shadows(experiment)
+        return Analysis(experiment, now, found, findings(found), shadows)
+
+    def _shadows(self, experiment: Experiment) -> Mapping[str, Mirrored]:
+        definition = experiment.definition
+        if not definition.shadows:
+            return {}
+        return self._events.mirrored(experiment.name, mirrored.pairable(definition))
 
     def _stretches(self, experiment: Experiment) -> list[Stretch]:
         """Units by what the buckets were like; versions that dealt alike are one stretch."""

@@ -127,7 +127,7 @@ def _parts(
     told = [one for one in distinct.values() if one.source == FEEDBACK]
     seen: dict[str, Seen] = {}
     parts = []
-    for some, value_of, name in ((own, _of_request, "requests"), (told, _of_feedback, "feedback")):
+    for some, value_of, name in ((own, of_request, "requests"), (told, _of_feedback, "feedback")):
         if not some:
             continue
         columns = []
@@ -167,19 +167,20 @@ def _chosen(experiment: str, columns: Sequence[Number], *, is_before: bool) -> A
     return chosen.group_by(R.unit)
 
 
-def _of_request(metric: Metric) -> Number:
-    """What one request shows of a metric; NULL for nothing."""
+def of_request(metric: Metric, row: type[RequestRow] = R) -> Number:
+    """What one request shows of a metric; NULL for nothing. row: the table, or an alias of it."""
     if metric.source == GRADER:
-        grade: Number = R.grades[metric.name].as_float()
+        grade: Number = row.grades[metric.name].as_float()
         return grade
     if metric.source == REQUESTS:
         return literal(1.0)
     if metric.source == "tokens":
-        return R.prompt_tokens + R.completion_tokens
+        return row.prompt_tokens + row.completion_tokens
     if metric.source == "truncated":
-        is_cut = case((R.finish_reason == "length", 1.0), else_=0.0)
-        return case((R.finish_reason.is_not(None), is_cut), else_=null())
-    return R.__table__.c[metric.source]
+        is_cut = case((row.finish_reason == "length", 1.0), else_=0.0)
+        return case((row.finish_reason.is_not(None), is_cut), else_=null())
+    column: Number = getattr(row, metric.source)
+    return column
 
 
 def _of_feedback(metric: Metric) -> Number:

@@ -12,9 +12,11 @@ from sqlalchemy.orm import Session
 from outfitter.control.experiments.event import Event
 from outfitter.control.experiments.feedback import Feedback
 from outfitter.control.experiments.measures import Metric
+from outfitter.control.experiments.mirrored import Mirrored
 from outfitter.state.database import Database
 from outfitter.state.event_rows import FeedbackRow, RequestRow, UnitRow
 from outfitter.state.event_sums import moments_of
+from outfitter.state.mirrored import mirrored_of
 from outfitter.statistics.moments import Moments
 
 BATCH = 500
@@ -100,13 +102,10 @@ class Events:
                 for variant, number in session.execute(chosen.group_by(UnitRow.variant))
             }
 
-    def num_requests(self, experiment: str) -> dict[str, int]:
-        """By variant: requests that count; of a shadow, those that were mirrored to it."""
-        row = RequestRow
-        chosen = select(row.variant, func.count()).where(row.experiment == experiment)
-        chosen = chosen.where(row.is_counted).group_by(row.variant)
+    def mirrored(self, experiment: str, metrics: Sequence[Metric]) -> dict[str, Mirrored]:
+        """By shadow variant that had requests, as `mirrored_of`."""
         with self._database.reading() as session:
-            return {variant: int(number) for variant, number in session.execute(chosen)}
+            return mirrored_of(session, experiment, metrics)
 
     def rows(self, experiment: str) -> Iterator[dict[str, Any]]:
         """Every event, by request id: the columns, `grades` and `feedback` by name.

@@ -271,10 +271,23 @@ def test_shadows_are_recorded_as_such(lab: Running, client: httpx.Client) -> Non
     assert client.post("/v1/experiments/lab/dark/start").status_code == 200
     ask(client, "lit", model="exp:lab/dark")
     events = lab.inner.events
-    wait_for(lambda: events.num_requests("lab/dark").get("dark") == 1)
+    wait_for(lambda: "dark" in events.mirrored("lab/dark", []))
     dark = [one for one in events.rows("lab/dark") if one["is_shadow"]]
     assert [(one["variant"], one["unit"], one["error"]) for one in dark] == [("dark", "u", 0)]
     assert sum(events.units("lab/dark").values()) == 1
+    [told] = client.get("/v1/experiments/lab/dark/results").json()["shadows"]
+    assert (told["variant"], told["requests"]) == ("dark", 1)
+    found = {one["name"]: one for one in told["metrics"]}
+    assert (found["error"]["pairs"], found["error"]["value"]) == (1, 0)
+    [copy] = [one["latency_s"] for one in dark]
+    assert found["latency_s"]["value"] == copy
+    assert found["latency_s"]["effect"] == copy - found["latency_s"]["original"]
+    rows = client.get("/v1/experiments/lab/dark/results?format=csv").text.splitlines()
+    own = [line.split(",") for line in rows if ",shadow," in line]
+    place = rows[0].split(",").index("value")
+    assert str(copy) in [line[place] for line in own]
+    shown = invoke("experiment", "results", "lab/dark", "--url", lab.url).output
+    assert "shadow dark: 1 requests mirrored; error 0 against 0" in " ".join(shown.split())
 
 
 def test_the_events_of_an_experiment_go_with_it(lab: Running, client: httpx.Client) -> None:

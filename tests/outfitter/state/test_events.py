@@ -10,6 +10,7 @@ import pytest
 from outfitter.control.experiments.event import Event
 from outfitter.control.experiments.feedback import Feedback
 from outfitter.control.experiments.measures import BUILT_IN, Metric, built_in
+from outfitter.control.experiments.mirrored import Mirrored, Pairs
 from outfitter.state.database import Database, Patience
 from outfitter.state.events import Events
 from outfitter.statistics.moments import Moments
@@ -72,7 +73,6 @@ def test_only_a_units_first_variant_counts_whatever_came_first(events: Events) -
     assert events.units(E, since=7.0) == {"a": 1}
     found = told(events, built_in("requests"))["requests"]
     assert found == {"a": Moments(1, 2, 4, 1, 1, 2), "b": Moments(1, 1, 1, 1, 1, 1)}
-    assert events.num_requests(E) == {"a": 2, "b": 2}
 
 
 def test_shadows_and_what_is_not_counted_make_no_units(events: Events) -> None:
@@ -85,8 +85,37 @@ def test_shadows_and_what_is_not_counted_make_no_units(events: Events) -> None:
         ]
     )
     assert events.units(E) == {"a": 1}
-    assert events.num_requests(E) == {"a": 1, "new": 1}
+    assert events.mirrored(E, []) == {"new": Mirrored(1, {})}
     assert len(list(events.rows(E))) == 3
+
+
+def test_a_copy_is_held_against_the_request_it_was_made_of(events: Events) -> None:
+    """Of the same tenant, whichever variant served it; where one showed nothing is no pair."""
+    shadow = {"variant": "new", "is_shadow": True}
+    events.add(
+        [
+            event("r1", "u", "a", latency_s=0.5, grades={"is_json": 1.0}),
+            event("r1:new", "u", **shadow, latency_s=0.75, grades={"is_json": 0.0}),
+            event("r2", "v", "b", latency_s=1.5),
+            event("r2:new", "v", **shadow, latency_s=None, error=1, status=500),
+            event("r3", "w", "b", latency_s=2.5, tenant="other"),
+            event("r3:new", "w", **shadow, latency_s=9.0),
+            event("r4:old", "w", variant="old", is_shadow=True),
+        ]
+    )
+    grade = Metric("is_json", "grader", "proportion", "up")
+    metrics = [built_in("latency_s"), built_in("error"), grade]
+    assert events.mirrored(E, metrics) == {
+        "new": Mirrored(
+            3,
+            {
+                "latency_s": Pairs(1, 0.75, 0.5),
+                "error": Pairs(2, 1.0, 0.0),
+                "is_json": Pairs(1, 0.0, 1.0),
+            },
+        ),
+        "old": Mirrored(1, dict.fromkeys(("latency_s", "error", "is_json"), Pairs(0, 0.0, 0.0))),
+    }
 
 
 def test_feedback_may_be_early_late_and_said_again(events: Events) -> None:

@@ -14,7 +14,7 @@ COLUMNS = (
     *("variant", "units", "value", "error", "factor", "effect", "lift", "lower", "upper"),
     *("p_value", "alpha", "method", "covariate", "waits_for", "margin", "state"),
 )
-"""Of the CSV: a row per metric and variant, then one per guardrail and variant."""
+"""Of the CSV: a row per metric and variant, then per guardrail and variant, and per shadow."""
 
 
 def metrics(report: Report) -> list[dict[str, Any]]:
@@ -36,7 +36,8 @@ def metrics(report: Report) -> list[dict[str, Any]]:
 def table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of the CSV, from what the API tells; empty cells are None.
 
-    In rows of guardrails, `effect` is variant − factor·control, and `state` says what follows.
+    In rows of guardrails, `effect` is variant − factor·control, and `state` says what follows. In
+    rows of shadows, `units` are pairs of requests, and `effect` is copies − originals.
     """
     names = ("experiment", "version", "status", "at")
     head = {**{name: results[name] for name in names}, "verdict": results["verdict"]["kind"]}
@@ -52,6 +53,11 @@ def table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         own = by_name[rail["metric"]]
         about = {"kind": own["kind"], "direction": own["direction"], "role": "guardrail margin"}
         rows.append({**head, **about, **rail})
+    for shadow in results["shadows"]:
+        about = {**head, "role": "shadow", "variant": shadow["variant"]}
+        for metric in shadow["metrics"]:
+            own = {"metric": metric["name"], "units": metric["pairs"]}
+            rows.append({**about, **metric, **own})
     return [{name: row.get(name) for name in COLUMNS} for row in rows]
 
 
