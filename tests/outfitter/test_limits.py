@@ -86,5 +86,6 @@ def test_what_asks_no_model_has_generous_limits_which_null_takes_away() -> None:
     assert book.of("acme").given() == {
         "comparisons_per_minute": 300,
         "feedback_per_minute": 100_000,
+        "experiments": 1000,
     }
     assert book.of("zeta") == LimitsBook().default

@@ -162,3 +162,21 @@ def test_only_a_tenants_own_namespaces_count(tmp_path, database_url: str) -> Non
         assert stored(["acme"], sizes["acme/a"][1]).has_file
         assert not stored(["acme2"], sizes["acme/a"][1]).has_file
         assert stored(["acme2"], None).largest == ("acme2/c@1", sizes["acme2/c"][0])
+
+
+def test_an_experiment_too_many_is_refused_with_what_to_do(tmp_path) -> None:
+    """Whatever the status of those that there are; one that is deleted makes room."""
+    config = make_config(tmp_path, limits=LimitsBook(Limits(experiments=2)))
+    variants = [{"key": key, "model": "base-model"} for key in ("a", "b")]
+    with running(config) as gateway, gateway.wait_ready().client as client:
+        for name in ("one", "two"):
+            body = {"name": name, "variants": variants}
+            assert client.post("/v1/experiments", json=body).status_code == 201
+        body = {"name": "three", "variants": variants}
+        answer = client.post("/v1/experiments", json=body)
+        assert answer.status_code == 403
+        error = answer.json()["error"]
+        assert error["code"] == "experiments_quota_exceeded"
+        assert "'open' has 2 experiments, and its limit is 2" in error["message"]
+        assert client.delete("/v1/experiments/one").status_code == 200
+        assert client.post("/v1/experiments", json=body).status_code == 201

@@ -20,7 +20,8 @@ class Limits:
     tokens: of prompts and answers together. stored_bytes: files of its namespaces. pool_share: its
     part of the pool of resident vectors, 0 to 1; None for an equal part. queue: its requests that
     may wait for their turn. reads: requests that list or show something. comparisons: those for the
-    interference of task vectors. feedback: entries, of which a request may have many.
+    interference of task vectors. feedback: entries, of which a request may have many. experiments:
+    in its namespaces, whatever their status.
     """
 
     requests_per_minute: int | None = None
@@ -33,6 +34,7 @@ class Limits:
     reads_per_minute: int | None = None
     comparisons_per_minute: int | None = None
     feedback_per_minute: int | None = None
+    experiments: int | None = None
 
     @classmethod
     def parse(cls, given: Mapping[str, object], over: Self | None = None) -> Self:
@@ -58,7 +60,12 @@ class Limits:
         return {key: limit for key, limit in asdict(self).items() if limit is not None}
 
 
-GENEROUS = Limits(reads_per_minute=6000, comparisons_per_minute=300, feedback_per_minute=100_000)
+GENEROUS = Limits(
+    reads_per_minute=6000,
+    comparisons_per_minute=300,
+    feedback_per_minute=100_000,
+    experiments=1000,
+)
 """Where nothing else is said: far beyond what people do, and what one server answers at ease."""
 
 LimitsOf = Callable[[str], Limits]

@@ -1,4 +1,4 @@
-"""Whether a tenant may store another file. Pure."""
+"""Whether a tenant may store another file, or another experiment. Pure."""
 
 from dataclasses import dataclass
 
@@ -30,3 +30,14 @@ def storage_refusal(tenant: str, stored: Stored, nbytes: int, limit: int) -> Api
     if stored.largest is not None:
         message += f" (the largest is {stored.largest[0]}, {stored.largest[1]} bytes)"
     return ApiError(403, message, "storage_quota_exceeded")
+
+
+def experiments_refusal(tenant: str, stored: int, limit: int) -> ApiError | None:
+    """Why one more experiment is too many; None when it is not."""
+    if stored < limit:
+        return None
+    message = (
+        f"tenant {tenant!r} has {stored} experiments, and its limit is {limit} (`experiments`);"
+        " delete those that have ended and are needed no more"
+    )
+    return ApiError(403, message, "experiments_quota_exceeded")

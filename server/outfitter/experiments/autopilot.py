@@ -35,7 +35,8 @@ LEASE_S = 20.0
 """So long after the last sign of a gateway, another one goes on with it."""
 IDLE_SHARE = 20
 """An experiment rests this many times as long as its analysis took: a twentieth of the time."""
-AFTER_FAILURE_S = 60.0
+AFTER_FAILURE_S, MAX_REST_S = 60.0, 3600.0
+"""What fails is tried again after the first, then after twice as long each time, up to the last."""
 
 
 def lease_of(database: Database, clock: Callable[[], float] = time.time) -> Lease:
@@ -61,6 +62,7 @@ class Autopilot:
         self._clock = clock
         self._is_closing = asyncio.Event()
         self._rests_until: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
         self._is_away = False
 
     async def run(self) -> None:
@@ -82,6 +84,7 @@ class Autopilot:
         running = await asyncio.to_thread(self._gateway.book.all, None, Status.RUNNING)
         names = {experiment.name for experiment in running}
         self._rests_until = {k: v for k, v in self._rests_until.items() if k in names}
+        self._failures = {k: v for k, v in self._failures.items() if k in names}
         for experiment in running:
             if self._is_closing.is_set() or self._rests(experiment):
                 continue
@@ -95,13 +98,14 @@ class Autopilot:
         try:
             analysis = await asyncio.to_thread(self._analyst.analyse, experiment)
             await self._steer(analysis)
+            self._failures.pop(experiment.name, None)
         except CatalogUnavailable:
             raise
         except ExperimentNotFound:
             pass  # deleted meanwhile
         except (TaskVectorError, ApiError) as error:
             log.error("the experiment %s cannot go on by itself: %s", experiment.name, error)
-            rest = AFTER_FAILURE_S
+            rest = self._failed(experiment.name)
         took = time.monotonic() - began
         self._rests_until[experiment.name] = time.monotonic() + max(rest, IDLE_SHARE * took)
 
@@ -145,6 +149,12 @@ class Autopilot:
         owner = await asyncio.to_thread(self._gateway.accounts.owner_of, experiment.name)
         log.info("the experiment %s: ship %s", experiment.id, act.reason)
         await ship(self._gateway, AUTOMATICALLY, owner, experiment, wanted, act.cause)
+
+    def _failed(self, name: str) -> float:
+        """Seconds until it is tried again."""
+        before = self._failures.get(name, 0)
+        self._failures[name] = before + 1
+        return float(min(MAX_REST_S, AFTER_FAILURE_S * 2 ** min(before, 10)))
 
     def _rests(self, experiment: Experiment) -> bool:
         return time.monotonic() < self._rests_until.get(experiment.name, 0.0)

@@ -1,6 +1,6 @@
 """The book of experiments: each change is a version, and stands in the trail with its cause."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +51,11 @@ class Book:
             self._record(session, by, created, {})
         self._resolver.changed()
         return created
+
+    def count(self, namespaces: Sequence[str] | None) -> int:
+        """How many there are in some namespaces, all of them when None."""
+        with self._database.reading() as session:
+            return experiments.count(session, namespaces)
 
     def find(self, viewer: Viewer | None, name: str) -> Experiment:
         """An experiment as it is now. Raises ExperimentNotFound."""

@@ -15,7 +15,7 @@ from outfitter.control.fair_queue import FairQueue, Place
 from outfitter.control.limits import LimitsOf
 from outfitter.control.outcome import CLIENT_LEFT, Outcome
 from outfitter.control.principal import Principal
-from outfitter.control.storage import Stored, storage_refusal
+from outfitter.control.storage import Stored, experiments_refusal, storage_refusal
 from outfitter.control.tenant_tag import engine_headers_of
 from outfitter.control.windows import (
     REQUESTS,
@@ -164,6 +164,21 @@ class Quotas:
             return
         stored = self._stored(self.namespaces_of(principal.tenant), digest)
         if error := storage_refusal(principal.tenant, stored, nbytes, limit):
+            self._of(principal.tenant).refused[str(error.code)] += 1
+            raise error
+
+    def require_experiment(
+        self, principal: Principal, count: Callable[[Sequence[str] | None], int]
+    ) -> None:
+        """Raise ApiError (403) unless a tenant may have one more experiment; may block.
+
+        count: of those in some namespaces, all of them when None.
+        """
+        limit = self.limits_of(principal.tenant).experiments
+        if limit is None:
+            return
+        stored = count(self.namespaces_of(principal.tenant))
+        if error := experiments_refusal(principal.tenant, stored, limit):
             self._of(principal.tenant).refused[str(error.code)] += 1
             raise error
 

@@ -5,6 +5,7 @@ The engine's own document says more of what it is relayed; here is what the gate
 
 from typing import Any
 
+from outfitter.control.experiments.choice import FORCE_HEADER
 from outfitter.control.fields import TASK_VECTORS
 from outfitter.control.rights import Visibility
 from outfitter.control.surface import Route
@@ -87,6 +88,13 @@ EXPERIMENT: Schema = {
     "allocation": {"enum": ["fixed", "thompson"]},
 }
 _TEXT: Schema = {"type": ["string", "array", "object"]}
+_FORCE: Schema = {
+    "name": FORCE_HEADER,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "The variant that an experiment (`exp:…`) is to answer with, for testers.",
+}
 _INPUTS = ("messages", "prompt", "input", "query", "documents", "text_1", "text_2", "tokens")
 
 
@@ -120,4 +128,5 @@ def relayed_body(route: Route) -> Schema:
     if not route.is_tokens:
         properties[TASK_VECTORS] = MIX
     required = ("model",) if route.needs_model else ()
-    return json_body(properties, *required, extra=True)
+    body = json_body(properties, *required, extra=True)
+    return body if route.is_tokens else {**body, "parameters": [_FORCE]}

@@ -52,7 +52,9 @@ async def create(request: Request, gateway: GatewayDep, by: ByDep) -> dict[str, 
     check_change(viewer, definition.name)  # before a variant is looked up in the owner's name
     check_automatic(by.principal, definition)
     await pinned(gateway, definition)
-    return describe(await asyncio.to_thread(gateway.book.create, by, viewer, definition))
+    book = gateway.book
+    await asyncio.to_thread(gateway.quotas.require_experiment, by.principal, book.count)
+    return describe(await asyncio.to_thread(book.create, by, viewer, definition))
 
 
 @router.get("")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, select
+from sqlalchemy import ColumnElement, Select, delete, false, func, or_, select
 from sqlalchemy.orm import Session
 
 from outfitter.control.experiments.allotment import Allotment
@@ -24,7 +24,7 @@ from outfitter.state.experiment_rows import (
     ExperimentVersionRow,
 )
 from outfitter.state.files import lock_file
-from outfitter.state.grants import forget, visible
+from outfitter.state.grants import forget, in_namespace, visible
 from outfitter.state.publishing import drop_tombstones
 from outfitter.state.versions import key_of
 from taskvectors.errors import VectorNotFound
@@ -106,6 +106,15 @@ def versions(session: Session, name: str, limit: int = MAX_LIMIT) -> tuple[Exper
     if not found:
         raise _not_found(name)
     return found
+
+
+def count(session: Session, namespaces: Sequence[str] | None) -> int:
+    """How many there are in some namespaces, all of them when None."""
+    chosen = select(func.count()).select_from(ExperimentRow)
+    if namespaces is not None:
+        own = (in_namespace(ExperimentRow.key, key_of(one)) for one in namespaces)
+        chosen = chosen.where(or_(false(), *own))
+    return int(session.scalar(chosen) or 0)
 
 
 def remove(session: Session, name: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 import json
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 
 from outfitter.experiments import autopilot
 from outfitter.experiments.autopilot import LEASE_S
+from tests import services
 from tests.outfitter.experiments.piloted import Piloted, X, begun, history, shown
 from tests.outfitter.harness import make_config, make_vector, push, running
 
@@ -19,14 +21,18 @@ SLOW = {"control": 1.0, "warm": 1.4}
 BETTER = {"control": 0.4, "warm": 0.8}
 
 
-@pytest.fixture(scope="module")
-def piloted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Piloted]:
-    root = tmp_path_factory.mktemp("piloted")
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def piloted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Piloted]:
+    root, database = tmp_path_factory.mktemp("piloted"), {}
+    if request.param == "postgresql":
+        database["database_url"] = services.new_database(request.getfixturevalue("postgres_url"))
     loops: list[asyncio.AbstractEventLoop] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autopilot, "TICK_S", 3_600.0)
         note = lambda: loops.append(asyncio.get_running_loop())  # noqa: E731
-        with running(make_config(root), on_ready=note) as gateway:
+        with running(make_config(root, **database), on_ready=note) as gateway:
             gateway.wait_ready()
             with gateway.client as client:
                 push(client, make_vector(root / "warm"), "warm")
@@ -115,6 +121,23 @@ def test_a_winner_is_saved_and_served(
     assert saved["digest"] == found["resolved"]["warm"]["loadout"]
     chat = {"model": "best-bot", "messages": [{"role": "user", "content": "hi"}]}
     assert client.post("/v1/chat/completions", json=chat).status_code == 200
+
+
+def test_what_fails_is_tried_again_ever_more_rarely(
+    piloted: Piloted, pilot: autopilot.Autopilot, client: httpx.Client
+) -> None:
+    """Here promotions are not allowed."""
+    begun(client, "stuck", automatic={"ship": "promote"})
+    piloted.see("stuck", EVEN, grade=BETTER)
+    for _ in range(3):
+        piloted.tick(pilot)
+    rests = pilot._rests_until["stuck"] - time.monotonic()
+    assert 3 * autopilot.AFTER_FAILURE_S < rests <= 4 * autopilot.AFTER_FAILURE_S
+    pilot._failures["stuck"] = 1000
+    piloted.tick(pilot)
+    assert pilot._rests_until["stuck"] - time.monotonic() <= autopilot.MAX_REST_S
+    assert shown(client, "stuck")["status"] == "running"
+    client.post(f"{X}/stuck/stop")
 
 
 def test_one_bad_variant_of_two_is_dropped(

@@ -161,6 +161,13 @@ def test_an_expected_version_must_be_the_latest(book: Book) -> None:
         book.change(By(), None, "acme/tone", PAUSE, lambda old: old, expected=1)
 
 
+def test_those_of_some_namespaces_are_counted(book: Book) -> None:
+    """In any case; `acme-labs` is none of `acme`'s."""
+    for name in ("acme/tone", "ACME/length", "acme-labs/tone", "umbra/tone", "bare"):
+        book.create(By(), None, small(name))
+    assert [book.count(one) for one in (None, ["Acme"], ["acme", "umbra"], [])] == [5, 2, 3, 0]
+
+
 def test_many_change_at_once(database_url: str, held: Held) -> None:
     """Each change is made on what the one before made, in every process."""
     other = Held(database_url)
