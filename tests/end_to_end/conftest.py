@@ -202,10 +202,13 @@ def big(maker: Maker, gateway: "Gateway") -> list[Synthetic]:
 def gateway(
     base_dir: Path, vectors: dict[str, Synthetic], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Gateway]:
-    """The default base in float32 with 8 slots and a pool smaller than all vectors together."""
+    """The default base in float32 with 8 slots and a pool smaller than all vectors together.
+
+    Its operator allows promotions.
+    """
     folder = tmp_path_factory.mktemp("gateway")
     limits = ("--slots", str(SLOTS), "--pool-bytes", str(POOL_BYTES), "--max-model-len", "2048")
-    with serving(base_dir, MODEL, folder, *limits) as running:
+    with serving(base_dir, MODEL, folder, *limits, "--allow-promotions") as running:
         for vector in vectors.values():
             running.push(vector)
         yield running

@@ -36,16 +36,25 @@ SHAPE = {
 PROMPTS = [[(7 * i + j * j) % 590 + 5 for j in range(9 + i)] for i in range(4)]
 
 
+QWEN2 = (Qwen2ForCausalLM, Qwen2Config(**SHAPE), "self_attn.q_proj.bias")
+QWEN3 = (Qwen3ForCausalLM, Qwen3Config(**SHAPE, head_dim=32), "self_attn.q_norm.weight")
+
+
 @pytest.mark.parametrize(
-    ("model_class", "config", "has"),
+    ("model_class", "config", "has", "is_eager"),
     [
-        (Qwen2ForCausalLM, Qwen2Config(**SHAPE), "self_attn.q_proj.bias"),
-        (Qwen3ForCausalLM, Qwen3Config(**SHAPE, head_dim=32), "self_attn.q_norm.weight"),
+        pytest.param(*QWEN2, False, id="qwen2: biases; compiled"),
+        pytest.param(*QWEN2, True, id="qwen2", marks=pytest.mark.slow),
+        pytest.param(*QWEN3, False, id="qwen3: norms over heads; compiled", marks=pytest.mark.slow),
+        pytest.param(*QWEN3, True, id="qwen3", marks=pytest.mark.slow),
     ],
-    ids=["qwen2: biases", "qwen3: norms over heads"],
 )
 def test_every_parameter_of_an_untied_model_is_served(
-    model_class: type[PreTrainedModel], config: PreTrainedConfig, has: str, tmp_path: Path
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    has: str,
+    is_eager: bool,
+    tmp_path: Path,
 ) -> None:
     """Full, low-rank and sparse vectors, mixed with signs, in one batch with the base."""
     print(f"seed {SEED}")
@@ -68,7 +77,7 @@ def test_every_parameter_of_an_untied_model_is_served(
         (prompt, loadout(mix) if mix else None) for mix in mixes for prompt in PROMPTS
     ]
     spec = EngineSpec(
-        "plugin", tmp_path / "model", "float32", tmp_path / "store",
+        "plugin", tmp_path / "model", "float32", tmp_path / "store", eager=is_eager,
         extra={"skip_tokenizer_init": True, "max_model_len": 256},
     )  # fmt: skip
     with Engine(spec) as engine:

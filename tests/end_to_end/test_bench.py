@@ -33,16 +33,23 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "scenarios", [("decode",), pytest.param(tuple(PREFIXES), marks=pytest.mark.slow)]
+    ("scenarios", "mode"),
+    [
+        pytest.param(("decode",), ["--eager"], id="one"),
+        pytest.param(tuple(PREFIXES), [], id="all", marks=pytest.mark.slow),
+    ],
 )
-def test_a_scenario_is_measured(model: Path, tmp_path: Path, scenarios: tuple[str, ...]) -> None:
+def test_a_scenario_is_measured(
+    model: Path, tmp_path: Path, scenarios: tuple[str, ...], mode: list[str]
+) -> None:
     """With figures, goals, a picture, and what is needed to repeat it; whatever the figures are.
 
-    By default the one with engines of all three kinds: each scenario starts two or three.
+    By default the one with engines of all three kinds, which are not compiled: each scenario starts
+    two or three.
     """
     results, picture = tmp_path / "results.json", tmp_path / "plot.png"
     done = _bench(
-        *("--model", model, "--dummy", "--quick", "--steps", 2, "--seed", 9),
+        *("--model", model, "--dummy", "--quick", *mode, "--steps", 2, "--seed", 9),
         *("-o", results, "--plot", picture, "--scenarios", ",".join(scenarios)),
     )
     assert done.returncode == 0, done.stderr

@@ -178,6 +178,7 @@ def test_what_is_told_is_json_and_the_table_has_the_same_numbers() -> None:
         "verdict": verdict(found).to_json(),
         "metrics": told.metrics(found),
         "guardrails": [told.guardrail(one) for one in found.rails],
+        "shadows": [],
         "units": told.balance(found.balance),
     }
     results = json.loads(json.dumps(results, allow_nan=False))
