@@ -12,9 +12,9 @@ STORE ?= $(CACHE)/store
 HOST ?= 127.0.0.1
 PORT ?= 8100
 DTYPE ?= float32
-# Processes that share the tests; one of them has the real engine beside it, in all up to 15 GB.
-# They must collect the same in the same order, that of sets included.
-WORKERS ?= 2
+# Processes that share the tests: two have real engines beside them, in all up to 16 GB, and one
+# waits a lot. They must collect the same in the same order, that of sets included.
+WORKERS ?= 3
 PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 # Room for a synthetic pair of 1.5 billion parameters, 12 GB.
 SCRATCH ?= $(CACHE)/scratch

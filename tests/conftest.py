@@ -26,7 +26,10 @@ settings.load_profile("repeat")
 
 
 ENGINE = "tests/end_to_end/"
-"""Its tests share servers of the real engine, so one process runs them all: it begins with them."""
+"""Tests with the real engine: the longest, so they come first."""
+APART = tuple(ENGINE + name for name in ("test_architectures", "test_bench", "test_production"))
+"""Those that start engines of their own. One process runs them; another runs the rest, which share
+one engine."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,13 +39,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """For `pytest -n 2 --no-loadscope-reorder`: a process is given file by file."""
+    """For `pytest -n 3 --no-loadscope-reorder`: a process is given file by file."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByServer(LoadScopeScheduling):
-        """Those of the engine are as one file."""
+        """Those of the engine are as two files."""
 
         def _split_scope(self, nodeid: str) -> str:
+            if nodeid.startswith(APART):
+                return f"{ENGINE}apart"
             file = nodeid.partition("::")[0]
             return ENGINE if file.startswith(ENGINE) else file
 
