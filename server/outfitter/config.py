@@ -1,6 +1,7 @@
 """The gateway's configuration: read once, frozen, derived by property."""
 
 import ipaddress
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -225,6 +226,12 @@ class GatewayConfig:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
         scheme = "https" if self.ssl_certfile else "http"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+
+def cache_home() -> Path:
+    """Outfitter's folder under the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "outfitter"
 
 
 def check_state(database_url: str | None, tiers: TierSettings) -> None:

@@ -1,10 +1,8 @@
 """What a gateway is made of, opened as its configuration says."""
 
-import os
 import time
-from pathlib import Path
 
-from outfitter.config import GatewayConfig
+from outfitter.config import GatewayConfig, cache_home
 from outfitter.control.fair_queue import FairQueue
 from outfitter.quotas.counters import Counters
 from outfitter.quotas.quotas import Quotas
@@ -38,9 +36,3 @@ def prepare_base(config: GatewayConfig) -> Base:
     """Read what task vectors are checked against; the fingerprint is cached."""
     shapes = load_base_shapes(config.model)
     return Base(cached_fingerprint(config.model, cache_home() / "fingerprints"), dict(shapes))
-
-
-def cache_home() -> Path:
-    """Outfitter's folder under the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "outfitter"

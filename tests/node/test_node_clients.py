@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from outfitter.opening import cache_home
+from outfitter.config import cache_home
 from tests.outfitter.harness import make_config, make_vector, push, running
 
 HERE = Path(__file__).parent

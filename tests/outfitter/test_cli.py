@@ -67,6 +67,20 @@ def test_every_command_has_help(path: tuple[str, ...]) -> None:
     assert "Usage: " in result.stdout
 
 
+def test_a_command_that_asks_a_gateway_imports_little() -> None:
+    """No web framework, no database, no Redis: it answers at once."""
+    heavy = {"fastapi", "sqlalchemy", "redis", "uvicorn", "aiohttp"}
+    code = (
+        "import sys\nfrom outfitter.cli import app\n"
+        "try:\n    app(['key', 'list', 'acme', '--url', 'http://127.0.0.1:9'])\n"
+        "except SystemExit as left:\n"
+        f"    sys.exit(left.code if not ({heavy} & sys.modules.keys()) else 3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+
+
 def test_importing_the_command_line_loads_no_torch() -> None:
     """Tools and gateways start fast and need no engine."""
     code = "import sys, outfitter.cli; sys.exit(bool({'torch', 'vllm'} & sys.modules.keys()))"

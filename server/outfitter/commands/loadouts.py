@@ -5,16 +5,14 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from outfitter.commands.console import err
 from outfitter.commands.options import LocalStore
-from outfitter.config import InvalidConfig
+from outfitter.config import InvalidConfig, cache_home
 from outfitter.control.selection import Modules
-from outfitter.opening import cache_home
-from outfitter.vectors import Vectors
 from taskvectors.checkpoint import Checkpoint, cached_fingerprint
 from taskvectors.errors import BaseMismatch, InvalidLoadout
 from taskvectors.format import read_header
@@ -22,6 +20,9 @@ from taskvectors.merge.spec_file import SUFFIX, ResolvedSpec, read_spec, resolve
 from taskvectors.method import Value
 from taskvectors.methods import METHODS
 from taskvectors.vector import BaseInfo
+
+if TYPE_CHECKING:
+    from outfitter.vectors import Vectors
 
 VectorsArgument = Annotated[
     list[str] | None,
@@ -77,7 +78,7 @@ def request_of(
 
 
 @contextmanager
-def opened(store: Path | None) -> Iterator[Vectors | None]:
+def opened(store: Path | None) -> "Iterator[Vectors | None]":
     """The store in a folder, which must be there, to look up names in; None without a folder.
 
     Raises InvalidConfig, CatalogUnavailable.

@@ -4,13 +4,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from outfitter.config import GatewayConfig, check_state
-from outfitter.vectors import Vectors, open_vectors
 from taskvectors.store.settings import TierSettings
+
+if TYPE_CHECKING:
+    from outfitter.vectors import Vectors
 
 DATABASE_VARIABLE = "OUTFITTER_DATABASE_URL"
 REDIS_VARIABLE = "OUTFITTER_REDIS_URL"
@@ -70,8 +72,10 @@ class LocalStore:
         database_url = environment.get(DATABASE_VARIABLE) or None
         return cls(store, database_url, tiers, Path(trust) if trust else None)
 
-    def open(self) -> Vectors:
+    def open(self) -> "Vectors":
         """Raises TaskVectorError, InvalidConfig, OSError."""
+        from outfitter.vectors import open_vectors  # with a database's library, which takes long
+
         return open_vectors(
             self.store,
             database_url=self.database_url,
