@@ -187,7 +187,7 @@ def test_requests_wait_and_none_fails(
 
 def test_a_composed_loadout_is_promoted(promoting: Gateway, vectors: dict[str, Synthetic]) -> None:
     """One vector with weight 1: the same answers as by request, and another takes its place."""
-    ties = {"vectors": {"sparse": 1.0, "lowrank": 0.6}, "method": "ties", "density": 0.25}
+    ties = {"vectors": {"sparse": 1.0, "lowrank": 0.6}, "method": "ties", "density": 0.04}
     by_request = gather(promoting, [(prompt, ties) for prompt in PROMPTS])
     state = ask(promoting, "POST", {"task_vectors": ties})
     assert state["resolved"]["method"] == "ties"
