@@ -43,7 +43,8 @@ def expressions() -> Iterator[tuple[str, str]]:
     """Where each is, and its text, with Grafana's variables filled in."""
     for panel in panels():
         for target in panel["targets"]:
-            yield panel["title"], target["expr"].replace("$__rate_interval", "1m")
+            text = target["expr"].replace("$__rate_interval", "1m").replace("$__range", "1h")
+            yield panel["title"], text
     for rule in rules():
         yield rule.get("alert") or rule["record"], rule["expr"]
 
@@ -99,6 +100,25 @@ def test_the_dashboard_can_be_provisioned() -> None:
         references = [target["refId"] for target in panel["targets"]]
         assert len(set(references)) == len(references)
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+def test_what_is_told_of_now_is_not_of_an_hour_ago() -> None:
+    """A gateway that is gone has no last value; and without thresholds Grafana is red from 80."""
+    stats = [panel for panel in panels() if panel["type"] == "stat"]
+    assert stats
+    for panel in stats:
+        assert all(target["instant"] and "range" not in target for target in panel["targets"])
+        assert {"thresholds", "noValue"} <= panel["fieldConfig"]["defaults"].keys()
+
+
+def test_every_line_has_its_name_below_or_beside_it() -> None:
+    """All that Grafana's schema wants of a legend is said."""
+    for panel in panels():
+        if panel["type"] == "timeseries":
+            legend = panel["options"]["legend"]
+            assert legend.keys() == {"showLegend", "displayMode", "placement", "calcs"}
+            assert legend["showLegend"]
+            assert all(target["legendFormat"] for target in panel["targets"])
 
 
 def test_the_dashboard_s_variables_are_defined_and_used() -> None:
