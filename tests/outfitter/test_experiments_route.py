@@ -1,5 +1,6 @@
 """The routes of experiments: from a draft to what was shipped, and what is refused."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,6 +211,22 @@ def test_what_is_refused_names_the_field(acme: httpx.Client) -> None:
     ):
         refused(acme.post(X, json={**body, **change}), status, code, param)
     assert acme.get(f"{X}/acme/wrong").status_code == 404
+
+
+def test_text_that_cannot_be_told_is_refused(acme: httpx.Client) -> None:
+    """Half a character, in any field; else nobody could list experiments any more."""
+    made(acme, "acme/told")
+    body = {"name": "acme/untold", "variants": [CONTROL, WARM]}
+    for half in (
+        {"hypothesis": "\ud83d"},
+        {"graders": [{"name": "g", "kind": "exact", "expected": "\ud83d"}]},
+    ):
+        answers = [acme.post(X, content=json.dumps({**body, **half}))]
+        answers.append(acme.patch(f"{X}/acme/told", content=json.dumps(half)))
+        for answer in answers:
+            assert answer.status_code == 422, answer.text
+            assert "a character that is no text" in answer.json()["error"]["message"]
+    assert acme.get(X).status_code == 200
 
 
 def test_who_may_what(keyed: tuple[Running, dict[str, str]], acme: httpx.Client) -> None:

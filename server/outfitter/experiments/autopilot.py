@@ -106,6 +106,9 @@ class Autopilot:
         except (TaskVectorError, ApiError) as error:
             log.error("the experiment %s cannot go on by itself: %s", experiment.name, error)
             rest = self._failed(experiment.name)
+        except Exception:  # it must not hold up the others
+            log.exception("an error over the experiment %s", experiment.name)
+            rest = self._failed(experiment.name)
         took = time.monotonic() - began
         self._rests_until[experiment.name] = time.monotonic() + max(rest, IDLE_SHARE * took)
 

@@ -222,7 +222,7 @@ def _read(text: str | None) -> Any:
 def _text(value: object, what: str) -> str:
     """As the database keeps it; raises InvalidDetails."""
     try:
-        text = json.dumps(value, allow_nan=False)
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidDetails(f"{what} of the experiment are not JSON: {error}") from error
     check_text(text, what, MAX_TEXT)

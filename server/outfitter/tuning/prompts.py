@@ -49,7 +49,7 @@ def read_prompts(path: Path) -> tuple[list[Prompt], str]:
     """The prompts of a file of JSON lines, and the sha256 of the file; raises InvalidConfig."""
     try:
         content = path.read_bytes()
-        lines = content.decode().splitlines()
+        lines = content.decode().split("\n")
     except UnicodeDecodeError as error:
         raise InvalidConfig(f"{path} is not UTF-8: {error}") from error
     except OSError as error:

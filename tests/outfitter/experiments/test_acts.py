@@ -64,6 +64,13 @@ def test_a_passed_step_leads_to_the_next() -> None:
     assert (then.step, then.stepped, then.coverage) == (1, 77, 1.0)
 
 
+def test_no_step_follows_while_a_guardrail_is_breached() -> None:
+    """Also where nothing is rolled back by itself: more units would meet what is worse."""
+    forbidden = running(definition(ramp=RAMP), forbidden=("rollback",))
+    for experiment in (running(definition(ramp=RAMP, automatic={"rollback": False})), forbidden):
+        assert act_of(experiment, EVEN, SAME, SLOW, stepped=0.0, step_units=100) is None
+
+
 def test_a_winner_is_shipped_at_the_end_of_the_ramp() -> None:
     automatic = {"ship": "save", "ship_as": "acme/bot"}
     experiment = running(definition(automatic=automatic, ramp=RAMP))

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from outfitter.control.experiments.experiment import Experiment
 from outfitter.experiments import autopilot
+from outfitter.experiments.analysis import Analysis
 from outfitter.experiments.autopilot import LEASE_S
 from tests import services
 from tests.outfitter.experiments.piloted import Piloted, X, begun, history, shown
@@ -138,6 +140,32 @@ def test_what_fails_is_tried_again_ever_more_rarely(
     assert pilot._rests_until["stuck"] - time.monotonic() <= autopilot.MAX_REST_S
     assert shown(client, "stuck")["status"] == "running"
     client.post(f"{X}/stuck/stop")
+
+
+def test_what_breaks_on_one_experiment_holds_up_no_other(
+    piloted: Piloted,
+    pilot: autopilot.Autopilot,
+    client: httpx.Client,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its error is logged, and it rests."""
+    begun(client, "a-broken")
+    begun(client, "b-slow")
+    piloted.see("b-slow", EVEN, latency=SLOW)
+    analyse = pilot._analyst.analyse
+
+    def breaks(experiment: Experiment) -> Analysis:
+        if experiment.name == "a-broken":
+            raise ZeroDivisionError
+        return analyse(experiment)
+
+    monkeypatch.setattr(pilot._analyst, "analyse", breaks)
+    piloted.tick(pilot)
+    assert shown(client, "b-slow")["status"] == "rolled_back"
+    assert pilot._failures == {"a-broken": 1}
+    assert "ZeroDivisionError" in caplog.text
+    client.post(f"{X}/a-broken/stop")
 
 
 def test_one_bad_variant_of_two_is_dropped(

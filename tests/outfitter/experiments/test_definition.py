@@ -129,6 +129,8 @@ WRONG = [
     ("guardrails[0].margin", -1, "guardrails[0].margin", "from 0"),
     ("alpha", 0, "alpha", "0.5"),
     ("alpha", "low", "alpha", "number"),
+    pytest.param("alpha", 10**400, "alpha", "0.5", id="no float holds it"),
+    pytest.param("coverage", 10**400, "coverage", "from 0 to 1", id="nor this"),
     ("ramp[1].coverage", 0.05, "ramp[1].coverage", "more than 0.05"),
     ("ramp[0].min_units", 1.5, "ramp[0].min_units", "whole"),
     ("allocation", "greedy", "allocation", "fixed, thompson"),

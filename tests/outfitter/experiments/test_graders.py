@@ -99,6 +99,23 @@ def test_a_reference_to_itself_or_to_nothing_gives_no_grade(rule: dict) -> None:
         grader("json_schema", rule).grade("1")
 
 
+@pytest.mark.parametrize(
+    ("rule", "answer"),
+    [
+        ({"multipleOf": 0.1}, "1e400"),
+        ({"multipleOf": 0.1}, "1" + "0" * 400),
+        (
+            {"$schema": "http://json-schema.org/draft-04/schema#", "patternProperties": {"(": {}}},
+            "{}",
+        ),
+    ],
+)
+def test_what_the_library_stumbles_over_gives_no_grade(rule: dict, answer: str) -> None:
+    """Other graders of the same answer go on."""
+    with pytest.raises(NotGraded):
+        grader("json_schema", rule).grade(answer.replace("{}", '{"a": 1}'))
+
+
 def test_unique_items_take_linear_time() -> None:
     """Five thousand objects."""
     answer = "[" + ",".join(f'{{"{i:x}":0}}' for i in range(5_000)) + "]"
@@ -124,6 +141,18 @@ def test_a_long_answer_and_a_deep_one_are_no_trouble() -> None:
         ({"name": "", "kind": "regex", "pattern": "a"}, "grader.name", "1 to 64"),
         ({"name": "g", "kind": "regex", "pattern": "("}, "grader.pattern", "regular expression"),
         ({"name": "g", "kind": "regex", "pattern": 3}, "grader.pattern", "not 3"),
+        ({"name": "g", "kind": "regex", "pattern": "a{200000}"}, "grader.pattern", "100,000"),
+        ({"name": "g", "kind": "regex", "pattern": "(?:a{999}){999}"}, "grader.pattern", "repeat"),
+        (
+            {"name": "g", "kind": "regex", "pattern": "(?x)a{ 200#\n000}"},
+            "grader.pattern",
+            "repeat",
+        ),
+        (
+            {"name": "g", "kind": "json_schema", "schema": {"pattern": "a{200000}"}},
+            "grader.schema",
+            "pattern",
+        ),
         ({"name": "g", "kind": "regex", "pattern": "a" * 2001}, "grader.pattern", "2000"),
         ({"name": "g", "kind": "exact", "expected": 3}, "grader.expected", "not 3"),
         ({"name": "g", "kind": "exact", "expected": "a", "schema": 1}, "grader.schema", "absent"),

@@ -55,6 +55,22 @@ async def test_events_wait_for_a_database_that_is_away(tmp_path: Path) -> None:
 
 
 @looped
+async def test_all_journals_of_the_dead_wait_for_a_database_that_is_away(tmp_path: Path) -> None:
+    """None of them stays locked by whoever could not write it."""
+    table, journal = Table(), Journal(tmp_path)
+    for i in range(3):
+        gone = Journal(tmp_path)
+        gone.append(event(f"r{i}").dump())
+        gone.close()
+    one = writer(journal, table)
+    table.is_away = True
+    assert not await one.flush()
+    table.is_away, one._next_orphans = False, 0.0
+    assert await one.flush()
+    assert sorted(table.kept) == ["r0", "r1", "r2"]
+
+
+@looped
 async def test_what_cannot_be_held_is_left_out_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

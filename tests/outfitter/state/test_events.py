@@ -13,6 +13,7 @@ from outfitter.control.experiments.measures import BUILT_IN, Metric, built_in
 from outfitter.control.experiments.mirrored import Mirrored, Pairs
 from outfitter.state.database import Database, Patience
 from outfitter.state.events import Events
+from outfitter.statistics.contrast import estimate
 from outfitter.statistics.moments import Moments
 from tests.outfitter.experiments.making import E, T, event
 
@@ -287,3 +288,16 @@ def plain(made: list[Event], said: list[Feedback], metrics: tuple) -> dict:
         key: Moments.of(*(list(column) for column in zip(*rows, strict=True)))
         for key, rows in units.items()
     }
+
+
+@pytest.mark.parametrize("tiny", [1e-200, -5e-324])
+def test_numbers_that_are_all_but_0_are_summed(events: Events, tiny: float) -> None:
+    """Their squares are too small for PostgreSQL, which refuses to tell any sum then."""
+    ids = ("r1", "r2")
+    events.add([event(id_, id_) for id_ in ids])
+    given = [{"request_id": id_, "metric": "score", "value": tiny} for id_ in ids]
+    events.add_feedback(T, [Feedback.parse(one) for one in given], 1.0)
+    ratio = Metric("ratio", "requests", "ratio", "up", denominator="score")
+    found = events.moments(E, [ratio], {**KNOWN, "ratio": ratio})["ratio"]["a"]
+    assert found.n == 2
+    assert estimate(found) is None

@@ -27,6 +27,14 @@ def test_prompts_and_messages_are_read(tmp_path: Path) -> None:
     assert (second.text, second.expected, len(digest)) == ("q", None, 64)
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    """JSON may have a line separator or a next line within a text, as it is."""
+    texts = ["a\u2028b", "a\x85b", "a\u2029"]
+    rows = (json.dumps({"prompt": text}, ensure_ascii=False) for text in texts)
+    prompts, _ = read_prompts(written(tmp_path, *(f"{row}\r" for row in rows)))
+    assert [one.text for one in prompts] == texts
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [

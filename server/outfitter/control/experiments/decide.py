@@ -47,7 +47,8 @@ def findings(report: Report) -> tuple[Finding, ...]:
     ):
         reason = "there are no units yet in the control and in a variant"
         return (Finding(NOTHING_YET, reason, figures={"units": dict(report.balance.counts)}),)
-    held = [*_breaches(report), *_mismatch(report), *_winner(report), *_ramp(report)]
+    held = [*_breaches(report), *_mismatch(report)]
+    held += [*_winner(report), *(() if held else _ramp(report))]
     held += _no_difference(report) if not held else ()
     return tuple(held) or (_keep_collecting(report),)
 
@@ -120,7 +121,7 @@ def _winner(report: Report) -> Iterator[Finding]:
 
 def _ramp(report: Report) -> Iterator[Finding]:
     standing = report.standing
-    if is_ramped(report) or standing.stepped is None or report.balance.is_mismatch:
+    if is_ramped(report) or standing.stepped is None:
         return
     ramp = report.definition.ramp
     step, hours = ramp[standing.step], (standing.now - standing.stepped) / 3600

@@ -11,6 +11,8 @@ from outfitter.errors import ApiError
 
 FIELDS = ("request_id", "metric", "value", "label", "id")
 MAX_VALUE = 1e12
+MIN_VALUE = 1e-100
+"""What is nearer to 0 is 0: the square of 1e-200 is no number, and sums of it are errors."""
 MAX_LABEL = 256
 MAX_LINES = 10_000
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -47,7 +49,7 @@ class Feedback:
             has = "both" if "value" in fields else "neither"
             message = f"{fields.where or 'feedback'} needs either value or label, and has {has}"
             raise ApiError(400, message, "invalid_parameter", fields.path("value"))
-        value = fields.number("value", -MAX_VALUE, MAX_VALUE) if "value" in fields else None
+        value = _number(fields) if "value" in fields else None
         label = fields.text("label", most=MAX_LABEL) if "label" in fields else None
         if label is not None and not (label and label.isprintable()):
             raise fields.wrong("label", f"1 to {MAX_LABEL} printable characters")
@@ -72,6 +74,11 @@ def parse_lines(raw: bytes) -> list[Feedback]:
     if not found:
         raise ApiError(400, "there is no line of feedback", "invalid_parameter")
     return found
+
+
+def _number(fields: Fields) -> float:
+    value = fields.number("value", -MAX_VALUE, MAX_VALUE)
+    return value if abs(value) >= MIN_VALUE else 0.0
 
 
 def _lines(raw: bytes) -> Iterator[tuple[int, bytes]]:

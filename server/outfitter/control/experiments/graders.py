@@ -32,10 +32,14 @@ TIME_S = 0.1
 MAX_ANSWER = 64 * 2**10
 """Characters of an answer that are graded; a longer one has no grade."""
 MAX_PATTERN = 2_000
+MAX_REPEATS = 100_000
+"""Of the counts in a pattern, one within the other: each is compiled into 300 bytes."""
 MAX_SCHEMA = 64 * 2**10
 """Of a schema as JSON, in bytes; an expected text may be as long."""
 MAX_DEPTH = 32
 _FORMATS = FormatChecker(formats=())
+_REPEAT = regex.compile(r"\{((?:[0-9\s]|#[^\n]*\n)*+)")
+"""A count; with (?x) there may be spaces and comments in it."""
 
 
 class NotGraded(ValueError):
@@ -98,7 +102,7 @@ class Grader:
         except TimeoutError as error:
             message = f"grader {self.name!r} takes longer than {TIME_S} s for this answer"
             raise NotGraded(message) from error
-        except (ValueError, RecursionError, _Unresolvable) as error:
+        except (ValueError, ArithmeticError, RecursionError, regex.error, _Unresolvable) as error:
             raise NotGraded(f"grader {self.name!r} fails: {str(error)[:200]}") from error
 
 
@@ -106,10 +110,21 @@ def _regex(pattern: object, param: str) -> Callable[[str], bool]:
     if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN:
         raise wrong(param, pattern, f"a regular expression of up to {MAX_PATTERN} characters")
     try:
-        compiled = regex.compile(pattern)
-    except (regex.error, RecursionError, OverflowError, MemoryError) as error:
+        compiled = _compiled(pattern)
+    except (ValueError, regex.error, RecursionError, OverflowError, MemoryError) as error:
         raise wrong(param, pattern, f"a regular expression ({error})") from error
     return lambda text: compiled.search(text, timeout=TIME_S) is not None
+
+
+def _compiled(pattern: str) -> regex.Pattern[str]:
+    """Raises regex.error, and ValueError for one that takes too much memory."""
+    repeats = 1
+    for told in _REPEAT.findall(pattern):
+        digits = "".join(regex.findall("[0-9]", regex.sub("#[^\n]*\n", "", told)))
+        repeats *= max(1, int(digits or 1))
+    if repeats > MAX_REPEATS:
+        raise ValueError(f"its counts repeat {repeats} times; at most {MAX_REPEATS:,}")
+    return regex.compile(pattern)
 
 
 def _exact(expected: object, param: str) -> Callable[[str], bool]:
@@ -216,7 +231,7 @@ _OWN: dict[str, Keyword] = {
 
 def _found(pattern: str, text: str) -> bool:
     left = max(_UNTIL.get() - time.monotonic(), 0.001)
-    return regex.search(pattern, text, timeout=left) is not None
+    return _compiled(pattern).search(text, timeout=left) is not None
 
 
 def _plain(value: Any) -> Any:

@@ -115,7 +115,9 @@ class Fields:
 
 def is_number(value: object) -> TypeGuard[int | float]:
     """Whether it is a JSON number that is finite."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_unique(names: Iterable[str], what: str, param: str) -> None:

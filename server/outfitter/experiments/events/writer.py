@@ -85,14 +85,16 @@ class EventWriter:
         if now < self._next_orphans:
             return
         self._next_orphans = now + ORPHANS_S
-        for segment in await asyncio.to_thread(lambda: list(self._journal.orphans())):
-            try:
-                await self._write_segment(segment)
-            except BaseException:
+        orphans = await asyncio.to_thread(lambda: list(self._journal.orphans()))
+        try:
+            while orphans:
+                await self._write_segment(orphans[-1])
+                segment = orphans.pop()
+                await asyncio.to_thread(segment.drop)
+                log.warning("took over %d bytes of events of a gateway that is gone", segment.size)
+        finally:
+            for segment in orphans:
                 segment.leave()
-                raise
-            await asyncio.to_thread(segment.drop)
-            log.warning("took over %d bytes of events of a gateway that is gone", segment.size)
 
     async def _write_segment(self, segment: Segment) -> None:
         lines = await asyncio.to_thread(segment.lines)
