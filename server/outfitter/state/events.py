@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import delete, exists, func, select, tuple_
+from sqlalchemy import ColumnElement, CompoundSelect, delete, func, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -133,10 +133,11 @@ class Events:
     def tidy(self) -> int:
         """Forget what was said long ago of requests that no experiment knows; how much."""
         before = time.time() - KEEP_S
-        row, request = FeedbackRow, RequestRow
-        known = exists().where(request.tenant == row.tenant, request.request_id == row.request_id)
+        row = FeedbackRow
+        old = select(row.tenant, row.request_id).where(row.at < before)
+        unknown = old.except_(select(RequestRow.tenant, RequestRow.request_id))
         with self._database.changing() as session:
-            found = session.execute(delete(row).where(row.at < before, ~known))
+            found = session.execute(delete(row).where(row.at < before, _named(unknown)))
             return int(found.rowcount)  # type: ignore[attr-defined]
 
     def _insert_of(self, row: type[Any]) -> Any:
@@ -145,12 +146,18 @@ class Events:
 
 def forget(session: Session, experiment: str) -> None:
     """The same within a transaction."""
-    row = FeedbackRow
-    own = select(RequestRow.tenant, RequestRow.request_id)
-    own = own.where(RequestRow.experiment == experiment)
-    session.execute(delete(row).where(tuple_(row.tenant, row.request_id).in_(own)))
+    row = RequestRow
+    ids = select(row.tenant, row.request_id)
+    own, others = ids.where(row.experiment == experiment), ids.where(row.experiment != experiment)
+    if session.execute(own.limit(1)).first() is not None:  # else there is nothing to look for
+        session.execute(delete(FeedbackRow).where(_named(own.except_(others))))
     for table in (RequestRow, UnitRow):
         session.execute(delete(table).where(table.experiment == experiment))
+
+
+def _named(requests: CompoundSelect[str, str]) -> ColumnElement[bool]:
+    """Feedback on requests, which are tenants and ids."""
+    return tuple_(FeedbackRow.tenant, FeedbackRow.request_id).in_(requests)
 
 
 def _first_exposures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
