@@ -5,7 +5,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, CompoundSelect, delete, func, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    RowMapping,
+    delete,
+    func,
+    select,
+    tuple_,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -24,6 +32,7 @@ KEEP_S = 30 * 24 * 3600
 PAGE = 2_000
 """Rows that are read at once."""
 _KEY = ("experiment", "request_id", "tenant", "variant")
+_EXPOSED = ("experiment", "unit", "at", "variant", "is_counted", "is_shadow")
 
 
 class Events:
@@ -49,15 +58,18 @@ class Events:
                 set_={"grades": given.excluded.grades},
                 where=given.excluded.grades.is_not(None),
             )
+            # A row that was there before is not told: its unit is there, too.
+            told = kept.returning(*(getattr(RequestRow, name) for name in _EXPOSED))
+            written: list[RowMapping] = []
             for start in range(0, len(ordered), BATCH):
-                session.execute(kept, ordered[start : start + BATCH])
+                written += session.execute(told, ordered[start : start + BATCH]).mappings()
             first = insert(UnitRow)
             earliest = first.on_conflict_do_update(
                 index_elements=["experiment", "unit"],
                 set_={"variant": first.excluded.variant, "at": first.excluded.at},
                 where=first.excluded.at < UnitRow.at,
             )
-            units = _first_exposures(ordered)
+            units = _first_exposures(written)
             for start in range(0, len(units), BATCH):
                 session.execute(earliest, units[start : start + BATCH])
 
@@ -160,9 +172,9 @@ def _named(requests: CompoundSelect[str, str]) -> ColumnElement[bool]:
     return tuple_(FeedbackRow.tenant, FeedbackRow.request_id).in_(requests)
 
 
-def _first_exposures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _first_exposures(rows: Sequence[RowMapping]) -> list[dict[str, Any]]:
     """Of each unit among them the first one that counts."""
-    names = ("experiment", "unit", "at", "variant")
+    names = _EXPOSED[:4]
     counted = [row for row in rows if row["is_counted"] and not row["is_shadow"]]
     ordered = sorted(tuple(row[name] for name in names) for row in counted)
     groups = groupby(ordered, key=lambda row: row[:2])

@@ -49,6 +49,16 @@ def test_an_event_that_comes_twice_is_one(events: Events) -> None:
     assert told(events, built_in("requests"))["requests"]["a"] == Moments(1, 2, 4, 1, 1, 2)
 
 
+def test_a_request_whose_id_was_used_before_makes_no_unit(events: Events) -> None:
+    """It is not measured, so it must not pass steps of a ramp either."""
+    events.add([event("r1", "u", at=5.0)])
+    events.add([event("r1", "v"), event("r1", "w", grades={"is_json": 1.0}), event("r2", "x")])
+    events.add([event("r1", "u", at=5.0), event("r1", "y", at=1.0)])
+    assert events.units(E) == {"a": 2}
+    assert events.units(E, since=4.0) == {"a": 1}
+    assert told(events, built_in("requests"))["requests"]["a"].n == 2
+
+
 def test_the_same_event_with_grades_has_them_in_either_order(events: Events) -> None:
     """And an event without never takes them away."""
     graded = event("r1", "u", grades={"is_json": 1.0, "is-json.v2": 0.25})
