@@ -276,6 +276,23 @@ def test_two_that_act_at_once_act_once(
     assert len(history(client, "raced")) == 3
 
 
+def test_what_changed_since_it_was_analysed_is_not_shipped(
+    piloted: Piloted, client: httpx.Client
+) -> None:
+    """Nor is anything saved or promoted, which a later version would not undo."""
+    automatic = {"ship": "save", "ship_as": "untimely"}
+    begun(client, "stale", automatic=automatic)
+    piloted.see("stale", EVEN, grade=BETTER)
+    inner, pilot = piloted.gateway.inner, piloted.pilot()
+    stale = inner.analyst.analyse(inner.book.find(None, "stale"))
+    client.patch(f"{X}/stale", json={"hypothesis": "Not yet."})
+    with pytest.raises(Exception, match="has version 3, not 2"):
+        asyncio.run_coroutine_threadsafe(pilot._steer(stale), piloted.loop).result(60)
+    piloted.give_back(pilot)
+    assert client.get("/v1/loadouts/untimely").status_code == 404
+    client.post(f"{X}/stale/stop")
+
+
 def test_results_and_their_csv_have_the_same_numbers(
     piloted: Piloted, client: httpx.Client
 ) -> None:
