@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from outfitter.control.experiments.experiment import Experiment
+from outfitter.errors import CatalogUnavailable
 from outfitter.experiments import autopilot
 from outfitter.experiments.analysis import Analysis
 from outfitter.experiments.autopilot import LEASE_S
@@ -142,30 +143,33 @@ def test_what_fails_is_tried_again_ever_more_rarely(
     client.post(f"{X}/stuck/stop")
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError("broken"), CatalogUnavailable("too much")])
 def test_what_breaks_on_one_experiment_holds_up_no_other(
     piloted: Piloted,
     pilot: autopilot.Autopilot,
     client: httpx.Client,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    error: Exception,
 ) -> None:
-    """Its error is logged, and it rests."""
-    begun(client, "a-broken")
-    begun(client, "b-slow")
-    piloted.see("b-slow", EVEN, latency=SLOW)
+    """Its error is logged, and it rests; so does one whose sums take the database too long."""
+    broken, slow = f"a-{type(error).__name__}", f"b-{type(error).__name__}"
+    begun(client, broken)
+    begun(client, slow)
+    piloted.see(slow, EVEN, latency=SLOW)
     analyse = pilot._analyst.analyse
 
     def breaks(experiment: Experiment) -> Analysis:
-        if experiment.name == "a-broken":
-            raise ZeroDivisionError
+        if experiment.name == broken:
+            raise error
         return analyse(experiment)
 
     monkeypatch.setattr(pilot._analyst, "analyse", breaks)
     piloted.tick(pilot)
-    assert shown(client, "b-slow")["status"] == "rolled_back"
-    assert pilot._failures == {"a-broken": 1}
-    assert "ZeroDivisionError" in caplog.text
-    client.post(f"{X}/a-broken/stop")
+    assert shown(client, slow)["status"] == "rolled_back"
+    assert pilot._failures == {broken: 1}
+    assert str(error) in caplog.text
+    client.post(f"{X}/{broken}/stop")
 
 
 def test_one_bad_variant_of_two_is_dropped(
