@@ -1,7 +1,8 @@
 """What an experiment's events say: read from the database, compared, judged."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,8 +98,9 @@ class Analyst:
 
     def _stretches(self, experiment: Experiment) -> list[Stretch]:
         """Units by what the buckets were like; versions that dealt alike are one stretch."""
-        shares = {one.version: dealt_shares(one) for one in self._versions(experiment)}
-        if len(set(shares.values())) == 1:
+        versions = self._versions(experiment)
+        shares = known_shares(versions)
+        if len(shares) == len(versions) and len(set(shares.values())) == 1:
             counts = {experiment.version: self._events.units(experiment.name)}
         else:
             with self._database.reading() as session:
@@ -121,13 +123,37 @@ def dealt_shares(experiment: Experiment) -> Shares:
     return tuple(sorted((key, num / total if total else 0.0) for key, num in own.items()))
 
 
+def known_shares(versions: Iterable[Experiment]) -> dict[int, Shares]:
+    """By version, in which shares new units come.
+
+    Regulars are soon known in buckets that were dealt long ago, so most new units come from others.
+    Where a variant has more of those than of all buckets, as after a change of weights before all
+    take part, nobody knows the shares, and the version is not there.
+    """
+    since: dict[int, int] = {}
+    known: dict[int, Shares] = {}
+    for one in sorted(versions, key=lambda version: version.version):
+        shares, ages = dealt_shares(one), defaultdict[int, Counter[str]](Counter)
+        for bucket, (variant, _) in enumerate(one.allotment.buckets if one.allotment else ()):
+            if variant is not None:
+                ages[since.setdefault(bucket, one.version)][variant] += 1
+        if all(_is_dealt(shares, counts) for counts in ages.values()):
+            known[one.version] = shares
+    return known
+
+
+def _is_dealt(shares: Shares, counts: Counter[str]) -> bool:
+    """Whether buckets are those shares of them, but for rounding."""
+    return all(abs(counts[key] - share * counts.total()) <= 2 for key, share in shares)
+
+
 def stretches(
     shares: Mapping[int, Shares], counts: Mapping[int, Mapping[str, int]]
 ) -> list[Stretch]:
     """Sums of the counts of all versions that dealt alike.
 
-    Of versions that are too old to be known nobody can say how they dealt: they count as dealt the
-    way that their units came.
+    Of other versions nobody can say how they dealt, be it that they are too old to be known: they
+    count as dealt the way that their units came.
     """
     sums: dict[Shares, dict[str, int]] = {}
     for version, units in counts.items():

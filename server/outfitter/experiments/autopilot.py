@@ -99,8 +99,6 @@ class Autopilot:
             analysis = await asyncio.to_thread(self._analyst.analyse, experiment)
             await self._steer(analysis)
             self._failures.pop(experiment.name, None)
-        except CatalogUnavailable:
-            raise
         except ExperimentNotFound:
             pass  # deleted meanwhile
         except (TaskVectorError, ApiError) as error:

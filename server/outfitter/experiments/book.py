@@ -117,11 +117,7 @@ class Book:
         owned = self.owned(viewer, name)
         with self._database.writing() as session:
             old = experiments.find(session, owned.name, viewer)
-            if expected is not None and old.version != expected:
-                raise CatalogConflict(
-                    f"the experiment {old.name!r} has version {old.version}, not {expected}:"
-                    " it changed meanwhile; look at it and try again"
-                )
+            check_version(old, expected)
             new = decide(old)
             if new == old:
                 return old
@@ -152,3 +148,12 @@ class Book:
         detail = {"figures": dict(figures)} if figures else {}
         action = f"experiment.{experiment.made.action}"
         audit.record(session, by.principal, action, experiment.id, by.request_id, detail)
+
+
+def check_version(found: Experiment, expected: int | None) -> None:
+    """Raise CatalogConflict unless it is the version that must be the latest, if any."""
+    if expected is not None and found.version != expected:
+        raise CatalogConflict(
+            f"the experiment {found.name!r} has version {found.version}, not {expected}:"
+            " it changed meanwhile; look at it and try again"
+        )

@@ -11,6 +11,7 @@ from outfitter.control.experiments.status import SHIP
 from outfitter.control.experiments.steps import shipped
 from outfitter.control.rights import Viewer
 from outfitter.errors import ApiError
+from outfitter.experiments.book import check_version
 from outfitter.state.records import SavedLoadout, Terms
 from taskvectors.spec import Loadout
 
@@ -45,7 +46,8 @@ async def ship(
     promotions, 409 where the experiment cannot be shipped or has changed since `experiment`.
     """
     book, told = gateway.book, dict(figures or {})
-    await asyncio.to_thread(book.owned, viewer, experiment.name)
+    current = await asyncio.to_thread(book.owned, viewer, experiment.name)
+    check_version(current, experiment.version)  # before what no version undoes
     shipped(experiment, wanted.variant)
     if wanted.save_as is not None:
         saved = await _save(gateway, by, viewer, experiment, wanted)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from outfitter.control.experiments.experiment import PREFIX, Experiment
+from outfitter.control.experiments.experiment import PREFIX, Experiment, Pending
 from outfitter.control.saved import OWNER
 
 
@@ -21,7 +21,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         "buckets": {} if allotment is None else allotment.counts,
         "resolved": {key: _pin(experiment, key) for key in experiment.pins},
         "winner": experiment.winner,
-        "pending": None if pending is None else pending.to_json(),
+        "pending": None if pending is None else _pending(pending),
         "forbidden": list(experiment.forbidden),
         "created_at": experiment.created,
         "started_at": experiment.started,
@@ -57,6 +57,11 @@ def describe_model(experiment: Experiment, base: str) -> dict[str, Any]:
             "variants": list(experiment.definition.shares),
         },
     }
+
+
+def _pending(pending: Pending) -> dict[str, Any]:
+    """Without its figures: results are for whoever may change it."""
+    return {key: value for key, value in pending.to_json().items() if key != "figures"}
 
 
 def _pin(experiment: Experiment, key: str) -> dict[str, Any]:

@@ -112,11 +112,14 @@ async def edit(name: str, request: Request, gateway: GatewayDep, by: ByDep) -> d
     expected = _expected(body, (*FIELDS, WEIGHTS, VERSION_FIELD))
     changes = {key: value for key, value in body.items() if key != VERSION_FIELD}
     old = await asyncio.to_thread(gateway.book.owned, viewer_of(by.principal), name)
-    new = edited(old, changes)
+    now = int(time.time())
+    new = edited(old, changes, now)
     check_automatic(by.principal, new.definition)
     if new.status is Status.DRAFT:
         await pinned(gateway, new.definition)
-    return await _changed(gateway, by, name, "edit", lambda one: edited(one, changes), expected)
+    return await _changed(
+        gateway, by, name, "edit", lambda one: edited(one, changes, now), expected
+    )
 
 
 @router.post("/{name:path}/start", openapi_extra=json_body(VERSION, optional=True))

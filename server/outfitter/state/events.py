@@ -5,7 +5,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import delete, exists, func, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    RowMapping,
+    delete,
+    func,
+    select,
+    tuple_,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -24,6 +32,7 @@ KEEP_S = 30 * 24 * 3600
 PAGE = 2_000
 """Rows that are read at once."""
 _KEY = ("experiment", "request_id", "tenant", "variant")
+_EXPOSED = ("experiment", "unit", "at", "variant", "is_counted", "is_shadow")
 
 
 class Events:
@@ -49,15 +58,18 @@ class Events:
                 set_={"grades": given.excluded.grades},
                 where=given.excluded.grades.is_not(None),
             )
+            # A row that was there before is not told: its unit is there, too.
+            told = kept.returning(*(getattr(RequestRow, name) for name in _EXPOSED))
+            written: list[RowMapping] = []
             for start in range(0, len(ordered), BATCH):
-                session.execute(kept, ordered[start : start + BATCH])
+                written += session.execute(told, ordered[start : start + BATCH]).mappings()
             first = insert(UnitRow)
             earliest = first.on_conflict_do_update(
                 index_elements=["experiment", "unit"],
                 set_={"variant": first.excluded.variant, "at": first.excluded.at},
                 where=first.excluded.at < UnitRow.at,
             )
-            units = _first_exposures(ordered)
+            units = _first_exposures(written)
             for start in range(0, len(units), BATCH):
                 session.execute(earliest, units[start : start + BATCH])
 
@@ -133,10 +145,11 @@ class Events:
     def tidy(self) -> int:
         """Forget what was said long ago of requests that no experiment knows; how much."""
         before = time.time() - KEEP_S
-        row, request = FeedbackRow, RequestRow
-        known = exists().where(request.tenant == row.tenant, request.request_id == row.request_id)
+        row = FeedbackRow
+        old = select(row.tenant, row.request_id).where(row.at < before)
+        unknown = old.except_(select(RequestRow.tenant, RequestRow.request_id))
         with self._database.changing() as session:
-            found = session.execute(delete(row).where(row.at < before, ~known))
+            found = session.execute(delete(row).where(row.at < before, _named(unknown)))
             return int(found.rowcount)  # type: ignore[attr-defined]
 
     def _insert_of(self, row: type[Any]) -> Any:
@@ -145,17 +158,23 @@ class Events:
 
 def forget(session: Session, experiment: str) -> None:
     """The same within a transaction."""
-    row = FeedbackRow
-    own = select(RequestRow.tenant, RequestRow.request_id)
-    own = own.where(RequestRow.experiment == experiment)
-    session.execute(delete(row).where(tuple_(row.tenant, row.request_id).in_(own)))
+    row = RequestRow
+    ids = select(row.tenant, row.request_id)
+    own, others = ids.where(row.experiment == experiment), ids.where(row.experiment != experiment)
+    if session.execute(own.limit(1)).first() is not None:  # else there is nothing to look for
+        session.execute(delete(FeedbackRow).where(_named(own.except_(others))))
     for table in (RequestRow, UnitRow):
         session.execute(delete(table).where(table.experiment == experiment))
 
 
-def _first_exposures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _named(requests: CompoundSelect[str, str]) -> ColumnElement[bool]:
+    """Feedback on requests, which are tenants and ids."""
+    return tuple_(FeedbackRow.tenant, FeedbackRow.request_id).in_(requests)
+
+
+def _first_exposures(rows: Sequence[RowMapping]) -> list[dict[str, Any]]:
     """Of each unit among them the first one that counts."""
-    names = ("experiment", "unit", "at", "variant")
+    names = _EXPOSED[:4]
     counted = [row for row in rows if row["is_counted"] and not row["is_shadow"]]
     ordered = sorted(tuple(row[name] for name in names) for row in counted)
     groups = groupby(ordered, key=lambda row: row[:2])

@@ -214,11 +214,11 @@ def test_buckets_stay_where_they_can(book: Book) -> None:
     book.create(By(), None, small())
     first = start(book)
     second = book.change(
-        By(), None, "acme/tone", "edit", lambda old: edited(old, {"hypothesis": "It helps."})
+        By(), None, "acme/tone", "edit", lambda old: edited(old, {"hypothesis": "It helps."}, 1)
     )
     assert second.allotment == first.allotment
     third = book.change(
-        By(), None, "acme/tone", "edit", lambda old: edited(old, {"weights": {"a": 3, "b": 2}})
+        By(), None, "acme/tone", "edit", lambda old: edited(old, {"weights": {"a": 3, "b": 2}}, 1)
     )
     assert first.allotment is not None
     assert third.allotment is not None
@@ -269,15 +269,30 @@ def test_what_was_measured_keeps_its_meaning() -> None:
         ({"metrics": [{**WHOLE["metrics"][0], "min_effect": 0}, *WHOLE["metrics"][1:]]}, "metrics"),
     ):
         with pytest.raises(ApiError, match="that is running") as refused:
-            edited(experiment, body)
+            edited(experiment, body, 1)
         assert (refused.value.status, refused.value.param) == (409, param)
-    changed = edited(experiment, {"weights": {"warm": 3}, "guardrails": [], "ramp": None})
+    changed = edited(experiment, {"weights": {"warm": 3}, "guardrails": [], "ramp": None}, 1)
     assert changed.definition.shares["warm"] == 6 / 7
     assert changed.coverage == 0.8
     with pytest.raises(ApiError, match="choose control, warm") as refused:
-        edited(experiment, {"weights": {"new": 3}})
+        edited(experiment, {"weights": {"new": 3}}, 1)
     assert refused.value.param == "weights.new"
     over = replace(experiment, status=Status.STOPPED)
-    assert edited(over, {"hypothesis": "No."}).definition.hypothesis == "No."
+    assert edited(over, {"hypothesis": "No."}, 1).definition.hypothesis == "No."
     with pytest.raises(ApiError, match="that is stopped"):
-        edited(over, {"weights": {"warm": 3}})
+        edited(over, {"weights": {"warm": 3}}, 1)
+
+
+def test_a_step_whose_coverage_is_changed_begins_anew() -> None:
+    """Its hours and units are those at that coverage; else it would be passed at once."""
+    plain = {**WHOLE, "ramp": None}
+    experiment = started(Experiment(Definition.parse(plain), "acme/tone", stepped=100))
+    assert edited(experiment, {"ramp": WHOLE["ramp"]}, 900).stepped == 900
+    ramped = replace(experiment, definition=Definition.parse(WHOLE), step=1)
+    for ramp, stepped in (
+        ([{"coverage": 0.5}, {"coverage": 1, "min_units": 9}], 100),
+        ([{"coverage": 0.05}, {"coverage": 0.1}, {"coverage": 1}], 900),
+        ([{"coverage": 0.05}], 900),
+    ):
+        assert edited(ramped, {"ramp": ramp}, 900).stepped == stepped, ramp
+    assert edited(ramped, {"weights": {"warm": 3}, "coverage": 1}, 900).stepped == 100

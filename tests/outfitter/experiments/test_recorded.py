@@ -1,5 +1,6 @@
 """What a gateway records of the requests of an experiment, through a journal and through Redis."""
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -8,11 +9,17 @@ from pathlib import Path
 import httpx
 import pytest
 
+from outfitter.control.experiments.exposure import Exposure
+from outfitter.control.experiments.graders import Grader
 from outfitter.control.experiments.measures import Metric, built_in
+from outfitter.control.outcome import Outcome
 from outfitter.control.prices import Prices
+from outfitter.control.principal import Principal
 from outfitter.experiments.events import writer
+from outfitter.experiments.events.recorder import Recorder
 from outfitter.statistics.moments import total
 from taskvectors.store.settings import TierSettings
+from tests.outfitter.experiments.making import looped
 from tests.outfitter.harness import Running, make_config, make_vector, push, running, wait_for
 from tests.outfitter.test_cli import fails, invoke
 
@@ -301,3 +308,30 @@ def test_the_events_of_an_experiment_go_with_it(lab: Running, client: httpx.Clie
         assert client.post("/v1/experiments/lab/gone/stop").status_code == 200
         assert client.delete("/v1/experiments/lab/gone").status_code == 200
         assert list(lab.inner.events.rows("lab/gone")) == []
+
+
+@looped
+async def test_every_grade_that_an_answer_does_not_get_is_counted(tmp_path: Path) -> None:
+    """That of one that is too long, and of one that there is no time for."""
+    recorder = Recorder(tmp_path, lambda _: None, lambda: None, Prices())
+    graders = tuple(Grader.of(one) for one in GRADERS)
+    exposure = Exposure(NAME, 2, "plain", "u", is_counted=True, graders=graders)
+    for number, (text, ungraded) in enumerate((("x" * 70_000, 2), ("short", 4))):
+        outcome = Outcome(
+            f"r{number}",
+            Principal("lab", None, frozenset()),
+            "",
+            "",
+            None,
+            "",
+            is_stream=False,
+            began=0.0,
+        )
+        outcome.exposure = exposure
+        recording = recorder.begin(outcome)
+        assert recording is not None
+        recording.whole(json.dumps({"choices": [{"text": text}]}).encode())
+        await recording.settle(200)
+        assert recorder.num_ungraded == ungraded
+        recorder._ungraded = asyncio.Queue(1)
+        recorder._ungraded.put_nowait(None)

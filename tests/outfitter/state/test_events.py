@@ -4,14 +4,17 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy.event import listens_for
 
 from outfitter.control.experiments.event import Event
 from outfitter.control.experiments.feedback import Feedback
 from outfitter.control.experiments.measures import BUILT_IN, Metric, built_in
 from outfitter.control.experiments.mirrored import Mirrored, Pairs
-from outfitter.state.database import Database, Patience
+from outfitter.state.database import Database, Patience, sqlite_url
 from outfitter.state.events import Events
 from outfitter.statistics.contrast import estimate
 from outfitter.statistics.moments import Moments
@@ -44,6 +47,16 @@ def test_an_event_that_comes_twice_is_one(events: Events) -> None:
     events.add([one, one, event("r2", "u")])
     events.add([one])
     assert told(events, built_in("requests"))["requests"]["a"] == Moments(1, 2, 4, 1, 1, 2)
+
+
+def test_a_request_whose_id_was_used_before_makes_no_unit(events: Events) -> None:
+    """It is not measured, so it must not pass steps of a ramp either."""
+    events.add([event("r1", "u", at=5.0)])
+    events.add([event("r1", "v"), event("r1", "w", grades={"is_json": 1.0}), event("r2", "x")])
+    events.add([event("r1", "u", at=5.0), event("r1", "y", at=1.0)])
+    assert events.units(E) == {"a": 2}
+    assert events.units(E, since=4.0) == {"a": 1}
+    assert told(events, built_in("requests"))["requests"]["a"].n == 2
 
 
 def test_the_same_event_with_grades_has_them_in_either_order(events: Events) -> None:
@@ -171,6 +184,35 @@ def test_an_experiment_is_forgotten_with_its_feedback(events: Events) -> None:
     assert (list(events.rows(E)), events.units(E)) == ([], {})
     [kept] = events.rows("other")
     assert kept["feedback"] == {"score": [1.0]}
+
+
+def test_feedback_on_a_request_of_two_experiments_stays_with_the_other(events: Events) -> None:
+    """A client that asks both within one trace may call both requests alike."""
+    events.add([event("r1", "u"), event("r1", "u", experiment="other"), event("r2", "u")])
+    events.add_feedback(T, [Feedback("r1", "score", 1.0), Feedback("r2", "score", 1.0)], 1.0)
+    events.forget(E)
+    [kept] = events.rows("other")
+    assert kept["feedback"] == {"score": [1.0]}
+    assert events.tidy() == 0
+
+
+def test_forgetting_looks_at_each_request_once(tmp_path: Path) -> None:
+    """Not once for every feedback, while all others wait to write."""
+    database = Database(sqlite_url(tmp_path / "catalog.sqlite3"), Patience())
+    database.close()
+    steps = []
+
+    @listens_for(database.engine, "connect")
+    def _count(connection: Any, _: object) -> None:
+        connection.set_progress_handler(lambda: steps.append(1), 1_000)
+
+    events = Events(database)
+    events.add([event(f"r{i}", f"u{i}") for i in range(2_000)])
+    events.add_feedback(T, [Feedback(f"x{i}", "score", 1.0) for i in range(1_000)], 1.0)
+    steps.clear()
+    assert events.tidy() == 1_000
+    assert len(steps) < 1_000
+    database.close()
 
 
 def test_rows_are_read_page_by_page(events: Events, monkeypatch: pytest.MonkeyPatch) -> None:

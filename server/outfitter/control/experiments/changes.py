@@ -16,10 +16,11 @@ _FIXED = ("control", "unit", "layer", "holdout", "primary", "alpha", "allocation
 _WHEN_OVER = ("hypothesis",)
 
 
-def edited(experiment: Experiment, changes: Mapping[str, object]) -> Experiment:
-    """With what the body of a PATCH says; `weights` names variants only.
+def edited(experiment: Experiment, changes: Mapping[str, object], now: int) -> Experiment:
+    """With what the body of a PATCH says; `weights` names variants only. now: Unix time, seconds.
 
-    Raises ApiError: 400 for what cannot be, 409 for what cannot be any more.
+    A step of the ramp whose coverage is another one begins anew. Raises ApiError: 400 for what
+    cannot be, 409 for what cannot be any more.
     """
     given = Fields(changes, "", (*FIELDS, WEIGHTS)).given
     old = experiment.definition
@@ -29,7 +30,14 @@ def edited(experiment: Experiment, changes: Mapping[str, object]) -> Experiment:
     if experiment.status is not Status.DRAFT:
         _check_changes(experiment, new)
     step = min(experiment.step, max(len(new.ramp) - 1, 0))
+    if experiment.stepped is not None and _step(new, step) != _step(old, experiment.step):
+        experiment = replace(experiment, stepped=now)
     return replace(experiment, definition=new, step=step)
+
+
+def _step(definition: Definition, step: int) -> float | None:
+    """The coverage of a step; None without a ramp."""
+    return definition.ramp[step].coverage if definition.ramp else None
 
 
 def _weighted(definition: Definition, weights: object) -> Definition:

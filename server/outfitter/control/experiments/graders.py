@@ -32,8 +32,10 @@ TIME_S = 0.1
 MAX_ANSWER = 64 * 2**10
 """Characters of an answer that are graded; a longer one has no grade."""
 MAX_PATTERN = 2_000
-MAX_REPEATS = 100_000
-"""Of the counts in a pattern, one within the other: each is compiled into 300 bytes."""
+MAX_REPEATS = 10_000
+"""What the counts in a pattern multiply to: each repetition is compiled into 300 bytes."""
+MAX_KEPT = 100
+"""Patterns of schemas with more are not kept compiled: there may be hundreds of them."""
 MAX_SCHEMA = 64 * 2**10
 """Of a schema as JSON, in bytes; an expected text may be as long."""
 MAX_DEPTH = 32
@@ -106,17 +108,17 @@ class Grader:
             raise NotGraded(f"grader {self.name!r} fails: {str(error)[:200]}") from error
 
 
-def _regex(pattern: object, param: str) -> Callable[[str], bool]:
+def _regex(pattern: object, param: str, *, is_kept: bool = True) -> Callable[[str], bool]:
     if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN:
         raise wrong(param, pattern, f"a regular expression of up to {MAX_PATTERN} characters")
     try:
-        compiled = _compiled(pattern)
+        compiled = _compiled(pattern, is_kept=is_kept)
     except (ValueError, regex.error, RecursionError, OverflowError, MemoryError) as error:
         raise wrong(param, pattern, f"a regular expression ({error})") from error
     return lambda text: compiled.search(text, timeout=TIME_S) is not None
 
 
-def _compiled(pattern: str) -> regex.Pattern[str]:
+def _compiled(pattern: str, *, is_kept: bool) -> regex.Pattern[str]:
     """Raises regex.error, and ValueError for one that takes too much memory."""
     repeats = 1
     for told in _REPEAT.findall(pattern):
@@ -124,7 +126,7 @@ def _compiled(pattern: str) -> regex.Pattern[str]:
         repeats *= max(1, int(digits or 1))
     if repeats > MAX_REPEATS:
         raise ValueError(f"its counts repeat {repeats} times; at most {MAX_REPEATS:,}")
-    return regex.compile(pattern)
+    return regex.compile(pattern, cache_pattern=is_kept or repeats <= MAX_KEPT)
 
 
 def _exact(expected: object, param: str) -> Callable[[str], bool]:
@@ -231,7 +233,7 @@ _OWN: dict[str, Keyword] = {
 
 def _found(pattern: str, text: str) -> bool:
     left = max(_UNTIL.get() - time.monotonic(), 0.001)
-    return _compiled(pattern).search(text, timeout=left) is not None
+    return _compiled(pattern, is_kept=False).search(text, timeout=left) is not None
 
 
 def _plain(value: Any) -> Any:
@@ -298,10 +300,14 @@ def _parts(schema: object) -> Iterable[object]:
 
 def _is_pattern(value: object) -> bool:
     if isinstance(value, str):
-        _regex(value, "pattern")
+        _regex(value, "pattern", is_kept=False)
     return True
 
 
 _FORMATS.checks("regex", raises=ApiError)(_is_pattern)
 _Unresolvable = jsonschema.exceptions._WrappedReferencingError
-_CHECKS = {REGEX: _regex, JSON_SCHEMA: _json_schema, EXACT: _exact}
+_CHECKS: Mapping[str, Callable[[object, str], Callable[[str], bool]]] = {
+    REGEX: _regex,
+    JSON_SCHEMA: _json_schema,
+    EXACT: _exact,
+}

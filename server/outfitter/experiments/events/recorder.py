@@ -90,12 +90,12 @@ class Recorder:
         else:
             await asyncio.shield(self._begin_to_append(event))
 
-    def grade(self, event: Event, text: str, graders: Sequence[Grader]) -> None:
-        """Let an answer be graded soon."""
-        try:
+    def grade(self, event: Event, text: str | None, graders: Sequence[Grader]) -> None:
+        """Let an answer be graded soon. text: None where it is too long for that."""
+        if text is None or self._ungraded.full():
+            self.num_ungraded += len(graders)
+        else:
             self._ungraded.put_nowait(_Ungraded(event, text, graders))
-        except asyncio.QueueFull:
-            self.num_ungraded += 1
 
     async def run(self) -> None:
         """Write and grade until `close`."""
@@ -181,9 +181,8 @@ class Recording:
         if event is None:
             return
         await self._recorder.append(event)
-        text = self._reader.text
-        if self._graders and text is not None and status < 400:
-            self._recorder.grade(event, text, self._graders)
+        if self._graders and status < 400:
+            self._recorder.grade(event, self._reader.text, self._graders)
 
 
 def _graded(text: str, graders: Sequence[Grader]) -> dict[str, float]:
