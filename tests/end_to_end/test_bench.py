@@ -95,6 +95,7 @@ def test_a_model_without_weights_is_refused_in_one_line(model: Path) -> None:
     assert "has neither model.safetensors nor" in line
 
 
+@pytest.mark.slow
 def test_an_engine_that_does_not_start_says_why(model: Path) -> None:
     """With the last lines that it printed."""
     spec = EngineSpec("plain", model, "float64", extra={"load_format": "dummy"})

@@ -23,6 +23,8 @@ from tests.end_to_end.test_truth import LONG_PROMPT, PROMPTS, Mix, check, comple
 
 WEIGHTS = {"full": 0.8, "lowrank": 0.5}
 """Every parameter changes: embedding, tied head, norms, fused and single linear layers."""
+TOGETHER = PROMPTS[:2]
+ALONE = (*TOGETHER, LONG_PROMPT)
 
 
 @pytest.fixture
@@ -52,8 +54,7 @@ def logprobs(answers: list[openai.types.Completion]) -> list[object]:
 
 def one_by_one(gateway: Gateway, task_vectors: object = None) -> list[openai.types.Completion]:
     """Each prompt alone, so that the batch is the same each time; the last one is long."""
-    prompts = [*PROMPTS, LONG_PROMPT]
-    return [gather(gateway, [(prompt, task_vectors)])[0] for prompt in prompts]
+    return [gather(gateway, [(prompt, task_vectors)])[0] for prompt in ALONE]
 
 
 @pytest.fixture(scope="module")
@@ -90,16 +91,16 @@ def test_a_promoted_loadout_is_the_base_until_it_is_demoted(
     assert state["sha256_before"] != state["sha256_promoted"]
     assert ask(promoting, "GET")["loadout"] == state["loadout"]
     with oracle.merged(explicit.weighted):
-        for prompt, answer in zip([*PROMPTS, LONG_PROMPT], one_by_one(promoting), strict=True):
+        for prompt, answer in zip(ALONE, one_by_one(promoting), strict=True):
             check(oracle, prompt, answer, f"promoted, {prompt[:20]!r}")
-    asked = [(p, m.task_vectors) for m in (*mixes.values(), Mix(None, [])) for p in PROMPTS]
+    asked = [(p, m.task_vectors) for m in (*mixes.values(), Mix(None, [])) for p in TOGETHER]
     answers = iter(gather(promoting, asked))
     for name, mix in mixes.items():
         with oracle.merged(mix.weighted):
-            errors = [check(oracle, prompt, next(answers), name) for prompt in PROMPTS]
+            errors = [check(oracle, prompt, next(answers), name) for prompt in TOGETHER]
             print(f"{name}: largest |Δlogprob| {max(errors):.1e}")
     with oracle.merged(explicit.weighted):
-        for prompt in PROMPTS:
+        for prompt in TOGETHER:
             check(oracle, prompt, next(answers), "none named, in a mixed batch")
 
     state = ask(promoting, "DELETE")
