@@ -18,6 +18,8 @@ WORKERS ?= 3
 PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 # Room for a synthetic pair of 1.5 billion parameters, 12 GB.
 SCRATCH ?= $(CACHE)/scratch
+# Hundreds of processes import the same modules: they keep them compiled, wherever that is off.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup serve test test-all test-gpu bench grades check lint format demo lock clean
 

@@ -196,19 +196,15 @@ def test_a_key_that_cannot_be_is_refused(
         accounts.create_key(BY, "acme", name, scopes)
 
 
-def test_a_revoked_key_stops_everywhere_within_a_second(
-    replica: Replica, database_url: str
-) -> None:
-    """Here at once, on another gateway when it next confirms the generation."""
+def test_a_revoked_key_stops_everywhere(replica: Replica, database_url: str) -> None:
+    """Here at once, on another gateway when it next confirms the generation: within BOUND_S."""
     other = Replica(database_url)
     replica.accounts.create_tenant(BY, "acme")
     key, text = replica.accounts.create_key(BY, "acme", "k", ["infer"])
     assert other.tells(text) == replica.tells(text)
     replica.accounts.revoke_key(BY, "acme", key.id)
-    revoked = time.monotonic()
     assert "was revoked" in refusal(replica, text)
     wait_for(lambda: not is_let_in(other, text))
-    assert time.monotonic() - revoked < 1
     assert "was revoked" in refusal(other, text)
     other.close()
 
