@@ -35,7 +35,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("scenarios", "mode"),
     [
-        pytest.param(("decode",), ["--eager"], id="one"),
+        pytest.param(("flat",), ["--eager"], id="one"),
         pytest.param(tuple(PREFIXES), [], id="all", marks=pytest.mark.slow),
     ],
 )
@@ -44,8 +44,7 @@ def test_a_scenario_is_measured(
 ) -> None:
     """With figures, goals, a picture, and what is needed to repeat it; whatever the figures are.
 
-    By default the one with engines of all three kinds, which are not compiled: each scenario starts
-    two or three.
+    By default one that needs a single engine, which is not compiled.
     """
     results, picture = tmp_path / "results.json", tmp_path / "plot.png"
     done = _bench(
@@ -63,7 +62,8 @@ def test_a_scenario_is_measured(
         assert low <= figure["median"] <= high
         assert key.endswith(("/added", "/change")) or low > 0
         assert figure["label"] in done.stdout
-    assert len(figures["decode/16/plugin/many"]["samples"]) == 2
+    if "decode" in scenarios:
+        assert len(figures["decode/16/plugin/many"]["samples"]) == 2
     assert found["goals"]
     assert {goal["key"] for goal in found["goals"]} <= figures.keys()
     assert len(found["goals"]) == 9 or len(scenarios) < len(PREFIXES)
