@@ -240,7 +240,8 @@ def _add(rows: Tensor, saved: Saved, deltas: Sequence[tuple[float, Delta]]) -> N
             values = torch.from_numpy(delta.values.astype(np.float32))
             total[place] += values * coefficient
         else:
-            total.add_(torch.from_numpy(delta.to_dense()), alpha=coefficient)
+            # Not add_(…, alpha=…), which some processors fuse: no merged checkpoint has those bits.
+            total += torch.from_numpy(delta.to_dense()) * coefficient
     rounded = total.to(rows.dtype)
     if not bool(torch.isfinite(rounded).all()):
         raise VectorLoadFailed(

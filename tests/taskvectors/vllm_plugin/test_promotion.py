@@ -246,6 +246,19 @@ def test_a_promoted_loadout_is_added_to_the_weights(model: Model, files: Files, 
     assert state["sha256_before"] != state["sha256_promoted"]
 
 
+@pytest.mark.parametrize("name", ["sparse", "rich"])
+def test_one_vector_gives_the_bits_of_a_merged_checkpoint(
+    model: Model, files: Files, name: str
+) -> None:
+    """Multiplied in float32, then added, then rounded: nothing is fused, on any processor."""
+    before = model.parameters()
+    promotion_of(model, files).promote("asked", build(files, name))
+    after, [(parameters, weight, _)] = model.parameters(), LOADOUTS[name]
+    for key, delta in parameters.items():
+        product = torch.from_numpy(delta.to_dense() * np.float32(weight))
+        assert torch.equal(after[key], (before[key].float() + product).to(model.dtype)), key
+
+
 @pytest.mark.parametrize("name", LOADOUTS)
 def test_demotion_restores_every_bit(model: Model, files: Files, name: str) -> None:
     """And what is put back is what is reported."""
