@@ -255,11 +255,13 @@ def answers_of(gateway: Gateway) -> list[object]:
 
 
 def merge(base: Path, target: Path, vector: Synthetic, weight: float, dtype: torch.dtype) -> None:
-    """Write the checkpoint base + weight · vector: added in float32, rounded once."""
+    """Write the checkpoint base + weight · vector: of the base as it is served, added in float32,
+    and rounded once.
+    """
     shutil.copytree(base, target, ignore=shutil.ignore_patterns("*.safetensors"))
     tensors = load_file(base / "model.safetensors")
     for name, delta in vector.deltas.items():
-        tensors[name] = (tensors[name].float() + delta * weight).to(dtype)
+        tensors[name] = (tensors[name].to(dtype).float() + delta * weight).to(dtype)
     save_file(tensors, target / "model.safetensors", {"format": "pt"})
 
 
