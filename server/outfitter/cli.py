@@ -1,7 +1,7 @@
 """The command line of Outfitter.
 
 A command's module is imported when the command is asked for: most of them only speak to a gateway,
-and need a twentieth of what the others import.
+and start in a quarter of the time that all imports take.
 """
 
 from collections.abc import Iterator, Mapping

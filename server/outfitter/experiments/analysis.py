@@ -3,14 +3,13 @@
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from outfitter.control.experiments import mirrored, told
 from outfitter.control.experiments.acts import Act, wanted
 from outfitter.control.experiments.decide import Finding, findings
 from outfitter.control.experiments.experiment import Experiment
-from outfitter.control.experiments.mirrored import Mirrored
 from outfitter.control.experiments.report import Report, Standing, report
 from outfitter.experiments.book import Book
 from outfitter.state.database import Database
@@ -29,7 +28,6 @@ class Analysis:
     at: float
     report: Report
     findings: tuple[Finding, ...]
-    shadows: Mapping[str, Mirrored] = field(default_factory=dict)
 
     @property
     def act(self) -> Act | None:
@@ -37,7 +35,7 @@ class Analysis:
         return wanted(self.experiment, self.report, self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """As `GET /v1/experiments/{name}/results` tells it."""
+        """As `Analyst.results` tells it."""
         experiment, pending = self.experiment, self.experiment.pending
         return {
             "object": "experiment.results",
@@ -53,7 +51,6 @@ class Analysis:
             "units": told.balance(self.report.balance),
             "metrics": told.metrics(self.report),
             "guardrails": [told.guardrail(one) for one in self.report.rails],
-            "shadows": mirrored.told(experiment.definition, self.shadows),
             "pending": None if pending is None else pending.to_json(),
             "forbidden": list(experiment.forbidden),
         }
@@ -87,14 +84,18 @@ class Analyst:
             0 if since is None else sum(self._events.units(experiment.name, since).values()),
         )
         found = report(standing)
-        shadows = self._shadows(experiment)
-        return Analysis(experiment, now, found, findings(found), shadows)
+        return Analysis(experiment, now, found, findings(found))
 
-    def _shadows(self, experiment: Experiment) -> Mapping[str, Mirrored]:
+    def results(self, experiment: Experiment) -> dict[str, Any]:
+        """As `GET /v1/experiments/{name}/results` tells it: with shadows, which decide nothing."""
+        return {**self.analyse(experiment).to_json(), "shadows": self._shadows(experiment)}
+
+    def _shadows(self, experiment: Experiment) -> list[dict[str, Any]]:
         definition = experiment.definition
         if not definition.shadows:
-            return {}
-        return self._events.mirrored(experiment.name, mirrored.pairable(definition))
+            return []
+        seen = self._events.mirrored(experiment.name, mirrored.pairable(definition))
+        return mirrored.told(definition, seen)
 
     def _stretches(self, experiment: Experiment) -> list[Stretch]:
         """Units by what the buckets were like; versions that dealt alike are one stretch."""

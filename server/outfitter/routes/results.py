@@ -45,7 +45,7 @@ async def results(
     check_known(params.keys(), ("format",), "query parameter")
     is_csv = wants_csv(params, request.headers.get("accept", ""))
     found = await asyncio.to_thread(gateway.book.owned, viewer_of(principal), name)
-    analysis = (await asyncio.to_thread(gateway.analyst.analyse, found)).to_json()
+    analysis = await asyncio.to_thread(gateway.analyst.results, found)
     if not is_csv:
         return JSONResponse(analysis)
     return _csv(as_csv(told.COLUMNS, told.table(analysis)), "results")
